@@ -1,0 +1,1 @@
+//! The keys there are: what each block may hold.

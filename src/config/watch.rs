@@ -1,0 +1,1 @@
+//! Noticing that a file changed, by content.

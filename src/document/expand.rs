@@ -1,0 +1,1 @@
+//! `${…}` in string values: environment variables and files, and what of it is secret.

@@ -1,0 +1,11 @@
+//! A YAML document whose every value knows its place: parsed once, merged in layers, and read without stopping at the
+//! first mistake. Knows nothing of proxies.
+
+pub mod expand;
+pub mod problem;
+pub mod read;
+pub mod tree;
+
+pub use problem::{Place, Problem, Problems};
+pub use read::Reader;
+pub use tree::Node;

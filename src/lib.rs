@@ -1,0 +1,36 @@
+//! Outrigger: a sidecar proxy that gives every outgoing call of an app its upstream's policy.
+//!
+//! Reading order for a newcomer: [`policy::pipeline`] (what happens to a request, in order), [`proxy`] (one request
+//! from the app's socket to its answer), [`upstream::table`] (what is configured, as live state), then one policy.
+//!
+//! | room | owns |
+//! | --- | --- |
+//! | [`document`] | YAML with places, layered merge, reading without stopping at the first mistake; knows nothing of proxies |
+//! | [`config`] | the valid configuration: loading, checking, watching |
+//! | [`policy`] | timeouts, retry, breaker, rate limit, concurrency, and their order; knows no sockets and no files |
+//! | [`upstream`] | the routing table, connection pool, DNS, TLS, egress rules |
+//! | [`proxy`] | listeners, HTTP hygiene, tunnels, upgrades, and the answers that Outrigger gives itself |
+//! | [`admin`] | control and probe endpoints |
+//! | [`telemetry`] | metrics, access log, logging |
+//! | [`app`], [`reload`], [`shutdown`] | composition root, the only writer of the live table, drain |
+//!
+//! `main → cli → app → {proxy, admin, reload} → upstream → policy`; `config → policy settings`;
+//! `policy, config → document`. The leaves ([`error`], [`message`], [`origin`], [`address`], [`shared`], [`units`]) use only each other.
+
+pub mod address;
+pub mod admin;
+pub mod app;
+pub mod cli;
+pub mod config;
+pub mod document;
+pub mod error;
+pub mod message;
+pub mod origin;
+pub mod policy;
+pub mod proxy;
+pub mod reload;
+pub mod shared;
+pub mod shutdown;
+pub mod telemetry;
+pub mod units;
+pub mod upstream;

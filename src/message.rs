@@ -1,0 +1,260 @@
+//! What travels through the pipeline: the request as it is repeated, and the facts that everybody who touches it notes down.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use crate::error::{Error, Sent};
+use crate::origin::Origin;
+
+/// A request of an app's, ready to be sent as often as its policy allows.
+pub struct Outbound {
+    /// Method, headers (hop-by-hop ones removed, `Host` as the app meant it) and the target in origin form:
+    /// path and query only. Extensions carry hyper's header case.
+    pub head: http::request::Parts,
+    /// The body as the app sends it.
+    pub body: AppBody,
+    /// Where the app's words lead. Dialled where the upstream has no `to`.
+    pub origin: Origin,
+    /// False on an upstream's own `listen` port, where `Host` is always that of `to`.
+    pub keep_host: bool,
+    /// The app waits for `100 Continue` before it sends its body.
+    pub expect_continue: bool,
+}
+
+/// The body of an app's request, before any policy.
+pub enum AppBody {
+    /// No body at all.
+    Empty,
+    /// Streamed by hyper's server.
+    Incoming(Incoming),
+    /// Anything else, in tests.
+    Boxed(UnsyncBoxBody<Bytes, Error>),
+}
+
+impl Body for AppBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    /// An error of the app's connection is [`Error::AppGone`].
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        match self.get_mut() {
+            AppBody::Empty => Poll::Ready(None),
+            AppBody::Incoming(body) => Pin::new(body).poll_frame(cx).map_err(|_| Error::AppGone),
+            AppBody::Boxed(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            AppBody::Empty => true,
+            AppBody::Incoming(body) => body.is_end_stream(),
+            AppBody::Boxed(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            AppBody::Empty => SizeHint::with_exact(0),
+            AppBody::Incoming(body) => body.size_hint(),
+            AppBody::Boxed(body) => body.size_hint(),
+        }
+    }
+}
+
+/// What is known of one request from its first byte to its last, shared by all who carry a part of it: the pipeline,
+/// the bodies, and the record that becomes its access line. Everything is a relaxed counter; nothing waits on it.
+#[derive(Debug)]
+pub struct Exchange {
+    /// When the app's head was complete.
+    pub start: Instant,
+    /// Attempts started.
+    pub attempts: AtomicU32,
+    /// Time spent waiting: back-off, tokens, slots, connections in line. Nanoseconds.
+    pub waited: AtomicU64,
+    /// Time spent connecting. Nanoseconds.
+    pub connecting: AtomicU64,
+    /// From `start` to the upstream's response headers that were passed on, in nanoseconds; 0 until then.
+    pub first_byte: AtomicU64,
+    /// Why a wanted retry was not made: a `telemetry::report::Skipped` as a number, 0 for none.
+    pub no_retry: AtomicU8,
+    /// Request body bytes taken from the app.
+    pub bytes_in: AtomicU64,
+    /// Response body bytes handed to the app.
+    pub bytes_out: AtomicU64,
+    /// How the request body stands.
+    pub upload: Upload,
+    /// Body silence: nanoseconds after `start` at which a body byte last moved, in either direction.
+    last_activity: AtomicU64,
+}
+
+impl Exchange {
+    /// For a request whose head was complete at `start`.
+    pub fn new(start: Instant) -> Arc<Exchange> {
+        Arc::new(Exchange {
+            start,
+            attempts: AtomicU32::new(0),
+            waited: AtomicU64::new(0),
+            connecting: AtomicU64::new(0),
+            first_byte: AtomicU64::new(0),
+            no_retry: AtomicU8::new(0),
+            bytes_in: AtomicU64::new(0),
+            bytes_out: AtomicU64::new(0),
+            upload: Upload::default(),
+            last_activity: AtomicU64::new(0),
+        })
+    }
+
+    /// Nanoseconds from the start to `now`.
+    pub fn nanos(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.start).as_nanos() as u64
+    }
+
+    /// A body byte moved.
+    pub fn touch(&self, now: Instant) {
+        self.last_activity.store(self.nanos(now), Ordering::Relaxed);
+    }
+
+    /// When a body byte last moved, or the start.
+    pub fn last_activity(&self) -> Instant {
+        self.start + Duration::from_nanos(self.last_activity.load(Ordering::Relaxed))
+    }
+
+    /// Adds to a counter of nanoseconds.
+    pub fn add(counter: &AtomicU64, time: Duration) {
+        counter.fetch_add(time.as_nanos() as u64, Ordering::Relaxed);
+    }
+}
+
+/// The request body on its way. `attempt` and `request` stand still while its bytes are being sent, so this keeps how
+/// long that was.
+#[derive(Debug, Default)]
+pub struct Upload {
+    /// Nanoseconds after the exchange's start at which the bytes began to flow, plus one; 0 while they don't.
+    since: AtomicU64,
+    /// Nanoseconds of earlier flowing.
+    total: AtomicU64,
+    /// The app broke its body off or hung up.
+    pub app_gone: AtomicBool,
+    /// The app fell silent for `timeouts.idle`.
+    pub app_silent: AtomicBool,
+    /// The upstream took no byte for `timeouts.idle`.
+    pub upstream_silent: AtomicBool,
+}
+
+impl Upload {
+    /// Body bytes begin to flow, `nanos` after the start. Idempotent.
+    pub fn begin(&self, nanos: u64) {
+        let _ = self.since.compare_exchange(0, nanos + 1, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// The body is at its end, or this attempt is over.
+    pub fn end(&self, nanos: u64) {
+        let since = self.since.swap(0, Ordering::Relaxed);
+        if since > 0 {
+            self.total.fetch_add(nanos.saturating_sub(since - 1), Ordering::Relaxed);
+        }
+    }
+
+    /// Whether bytes are flowing now, so that the clocks stand still.
+    pub fn flowing(&self) -> bool {
+        self.since.load(Ordering::Relaxed) > 0
+    }
+
+    /// How long the clocks stood still up to `nanos` after the start.
+    pub fn paused(&self, nanos: u64) -> Duration {
+        let since = self.since.load(Ordering::Relaxed);
+        let running = if since > 0 { nanos.saturating_sub(since - 1) } else { 0 };
+        Duration::from_nanos(self.total.load(Ordering::Relaxed) + running)
+    }
+}
+
+/// How far an attempt has got. Only ever moves on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Phase {
+    /// In line for a connection at `connections.max`.
+    Waiting = 0,
+    /// A connection is being made for it.
+    Connecting = 1,
+    /// It was handed to a connection, which may write it at any moment.
+    Sending = 2,
+}
+
+/// One attempt, as the transport sees it: what to honour, and what to note down so that a timer that cuts it off knows
+/// how far it had got.
+#[derive(Debug)]
+pub struct Attempt {
+    /// The request it belongs to.
+    pub exchange: Arc<Exchange>,
+    /// `timeouts.connect` of its route.
+    pub connect_timeout: Option<Duration>,
+    /// Use a new connection, not one from the pool: the free replacement of a stale one.
+    pub fresh: bool,
+    /// The endpoint (index into `to`) that the attempt before used, to be avoided where there is another.
+    pub avoid: Option<usize>,
+    phase: AtomicU8,
+    endpoint: AtomicU32,
+}
+
+impl Attempt {
+    /// A new attempt, waiting.
+    pub fn new(exchange: Arc<Exchange>, connect_timeout: Option<Duration>) -> Attempt {
+        Attempt {
+            exchange,
+            connect_timeout,
+            fresh: false,
+            avoid: None,
+            phase: AtomicU8::new(Phase::Waiting as u8),
+            endpoint: AtomicU32::new(u32::MAX),
+        }
+    }
+
+    /// Notes how far it has got.
+    pub fn reached(&self, phase: Phase) {
+        self.phase.fetch_max(phase as u8, Ordering::Relaxed);
+    }
+
+    /// Starts over with another connection, when it is proven that nothing of it was sent on the last one.
+    pub fn start_over(&self) {
+        self.phase.store(Phase::Waiting as u8, Ordering::Relaxed);
+    }
+
+    /// How far it has got.
+    pub fn phase(&self) -> Phase {
+        match self.phase.load(Ordering::Relaxed) {
+            0 => Phase::Waiting,
+            1 => Phase::Connecting,
+            _ => Phase::Sending,
+        }
+    }
+
+    /// Whether the upstream may have seen it, by how far it has got.
+    pub fn sent(&self) -> Sent {
+        match self.phase() {
+            Phase::Waiting | Phase::Connecting => Sent::No,
+            Phase::Sending => Sent::Maybe,
+        }
+    }
+
+    /// Notes which of several `to` it uses.
+    pub fn uses(&self, endpoint: usize) {
+        self.endpoint.store(endpoint as u32, Ordering::Relaxed);
+    }
+
+    /// Which of several `to` it used.
+    pub fn endpoint(&self) -> Option<usize> {
+        match self.endpoint.load(Ordering::Relaxed) {
+            u32::MAX => None,
+            index => Some(index as usize),
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! The idle clock of bodies.

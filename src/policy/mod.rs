@@ -1,0 +1,55 @@
+//! The policies: what bounds, repeats and refuses requests. Each is one file: validated `Settings`, live state, the
+//! decision as plain synchronous code with `now` as an argument, a short async shell where it waits, tests.
+//! A policy knows neither the configuration file nor upstream tables nor sockets.
+
+pub mod backoff;
+pub mod body;
+pub mod breaker;
+pub mod budget;
+pub mod classify;
+pub mod concurrency;
+pub mod idle;
+pub mod pipeline;
+pub mod rate_limit;
+pub mod replay;
+pub mod retry;
+pub mod retry_after;
+pub mod timeout;
+
+use std::future::Future;
+
+use bytes::Bytes;
+use http_body::Body;
+
+use crate::error::{Error, Result};
+use crate::message::Attempt;
+use crate::policy::body::AttemptBody;
+
+/// What carries one attempt to the upstream: the pool in production, a script in tests.
+pub trait Transport: Send + Sync {
+    /// The answer's body. Dropping it before its end gives the connection up.
+    type Body: Body<Data = Bytes, Error = Error> + Send + Unpin + 'static;
+
+    /// Sends one attempt and waits for the response headers.
+    ///
+    /// It may be dropped at any await; `attempt.sent()` must then be true.
+    ///
+    /// # Errors
+    /// Whatever kept the headers from coming, with evidence of whether the upstream may have seen the request.
+    fn send(
+        &self,
+        head: http::request::Parts,
+        body: AttemptBody,
+        to: &Destination,
+        attempt: &Attempt,
+    ) -> impl Future<Output = Result<http::Response<Self::Body>>> + Send;
+}
+
+/// Where an attempt goes.
+#[derive(Clone, Debug)]
+pub struct Destination {
+    /// Where the app's words lead; dialled where the upstream has no `to`.
+    pub origin: crate::origin::Origin,
+    /// False on an upstream's own `listen` port, where `Host` is always that of `to`.
+    pub keep_host: bool,
+}

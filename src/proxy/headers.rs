@@ -1,0 +1,1 @@
+//! What of a head travels on: hop-by-hop fields, refusals of what is not HTTP.

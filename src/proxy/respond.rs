@@ -1,0 +1,1 @@
+//! The answers that Outrigger gives itself.

@@ -1,0 +1,1 @@
+//! WebSocket and any other Upgrade.

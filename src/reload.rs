@@ -1,0 +1,1 @@
+//! Reload: the only writer of the live table.

@@ -1,0 +1,1 @@
+//! tracing, stdout, and what happens when nobody reads it.

@@ -1,0 +1,1 @@
+//! Which of several `to`: the less loaded of two random ones.

@@ -1,0 +1,1 @@
+//! Look-ups with clamped TTLs, stale answers, one at a time for a name.

@@ -1,0 +1,1 @@
+//! What may be dialled, judged on the address itself.

@@ -1,0 +1,1 @@
+//! The pool: capped, aged, least recently used first out.

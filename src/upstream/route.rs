@@ -1,0 +1,1 @@
+//! Which lane of an upstream a request takes.
