@@ -15,6 +15,7 @@ pub mod replay;
 pub mod retry;
 pub mod retry_after;
 pub mod timeout;
+pub mod window;
 
 use std::future::Future;
 
