@@ -312,7 +312,7 @@ mod tests {
         let mut first = replay.cursor();
         assert_eq!(next(&mut first).await.unwrap(), "one ");
         assert_eq!(next(&mut first).await.unwrap(), "two ");
-        let mut second = replay.cursor();
+        let second = replay.cursor();
         assert!(first.frame().await.unwrap().is_err(), "the first is cut off");
         app.send("three");
         let mut trailers = HeaderMap::new();
