@@ -62,6 +62,11 @@ impl Transport {
         todo!()
     }
 
+    /// What it was made from.
+    pub fn settings(&self) -> &Settings {
+        todo!()
+    }
+
     /// Connections now, for metrics.
     pub fn counts(&self) -> Counts {
         todo!()
