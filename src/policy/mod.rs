@@ -17,6 +17,11 @@ pub mod retry_after;
 pub mod timeout;
 pub mod window;
 
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod together;
+
 use std::future::Future;
 
 use bytes::Bytes;

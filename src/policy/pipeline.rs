@@ -30,7 +30,7 @@ use crate::policy::concurrency::{Concurrency, Slot};
 use crate::policy::rate_limit::{Bucket, RateLimit};
 use crate::policy::replay::{Replay, ReplayMemory};
 use crate::policy::retry::{Decision, Facts, Outcome, Retry};
-use crate::policy::timeout::{Clocks, Deadline};
+use crate::policy::timeout::{Clocks, Deadline, Supervised};
 use crate::policy::{Destination, Transport, breaker, concurrency, rate_limit, retry, retry_after, timeout};
 use crate::telemetry::report::{AttemptResult, CircuitState, LaneReport, RetryReason, Skipped, UpstreamReport};
 
@@ -705,17 +705,7 @@ impl<'a> Running<'a> {
         phase: impl Fn() -> Phase,
         send: impl Future<Output = Result<R>>,
     ) -> Result<R> {
-        let admission = std::cell::RefCell::new(&mut self.admission);
-        let before_poll = || match phase() {
-            Phase::Waiting | Phase::Connecting => admission.borrow_mut().check(Instant::now()),
-            Phase::Sending => Ok(()),
-        };
-        let slow = |now| {
-            if let Some(permit) = &mut admission.borrow_mut().permit {
-                permit.settle(Verdict::Failure, now);
-            }
-        };
-        clocks.run(exchange, &phase, send, before_poll, slow).await
+        clocks.run(exchange, send, &mut Supervisor { admission: &mut self.admission, phase }).await
     }
 
     fn settle(&mut self, verdict: Verdict, result: AttemptResult) {
@@ -730,6 +720,30 @@ impl<'a> Running<'a> {
     fn finish(mut self) -> Admission {
         let nothing = Admission { permit: None, bucket: None, slot: None };
         std::mem::replace(&mut self.admission, nothing)
+    }
+}
+
+struct Supervisor<'a, P> {
+    admission: &'a mut Admission,
+    phase: P,
+}
+
+impl<P: Fn() -> Phase> Supervised for Supervisor<'_, P> {
+    fn phase(&self) -> Phase {
+        (self.phase)()
+    }
+
+    fn before_poll(&mut self) -> Result<()> {
+        match self.phase() {
+            Phase::Waiting | Phase::Connecting => self.admission.check(Instant::now()),
+            Phase::Sending => Ok(()),
+        }
+    }
+
+    fn slow(&mut self, now: Instant) {
+        if let Some(permit) = &mut self.admission.permit {
+            permit.settle(Verdict::Failure, now);
+        }
     }
 }
 

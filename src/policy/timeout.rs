@@ -101,39 +101,51 @@ pub struct Clocks {
     pub body: bool,
 }
 
+/// What the clocks ask of the attempt that they bound.
+pub trait Supervised {
+    /// How far it has got.
+    fn phase(&self) -> Phase;
+
+    /// Asked each time before it goes on.
+    ///
+    /// # Errors
+    /// What ends it.
+    fn before_poll(&mut self) -> Result<()>;
+
+    /// `slow_after` is over. Told once.
+    fn slow(&mut self, now: Instant);
+}
+
 /// While an upload flows, clocks that stand still are looked at again no more often than this.
 const LOOK: Duration = Duration::from_millis(100);
 
 impl Clocks {
-    /// Runs `send` until it is done or a clock is over. `phase` tells how far it has got. `before_poll` is asked each time
-    /// before `send` goes on, and may end it; `slow` is called once when `slow_after` is over.
+    /// Runs `send` until it is done or a clock is over.
     ///
     /// # Errors
-    /// The attempt's own, what `before_poll` says, or the clock's: [`Error::AttemptTimeout`], [`Error::Deadline`],
+    /// The attempt's own, what [`Supervised::before_poll`] says, or the clock's: [`Error::AttemptTimeout`], [`Error::Deadline`],
     /// [`Error::NoConnection`] where connecting had not begun, [`Error::AppSilent`] and [`Error::UpstreamSilent`].
     pub async fn run<T>(
         &self,
         exchange: &Exchange,
-        phase: impl Fn() -> Phase,
         send: impl Future<Output = Result<T>>,
-        mut before_poll: impl FnMut() -> Result<()>,
-        mut slow: impl FnMut(Instant),
+        supervised: &mut impl Supervised,
     ) -> Result<T> {
         let mut send = pin!(send);
         let began = Instant::now();
         let paused_before = exchange.upload.paused(exchange.nanos(began));
         let mut watch = Watch { clocks: *self, exchange, began, paused_before, slow_told: false };
-        let first = watch.look(began, phase(), &mut slow)?;
+        let first = watch.look(began, supervised)?;
         let mut armed = first.is_some();
         let mut timer = pin!(tokio::time::sleep_until(first.unwrap_or(began)));
         poll_fn(|cx| {
-            before_poll()?;
+            supervised.before_poll()?;
             if let Poll::Ready(result) = send.as_mut().poll(cx) {
                 return Poll::Ready(result);
             }
             while armed {
                 ready!(timer.as_mut().poll(cx));
-                match watch.look(Instant::now(), phase(), &mut slow)? {
+                match watch.look(Instant::now(), supervised)? {
                     Some(next) => timer.as_mut().reset(next),
                     None => armed = false,
                 }
@@ -154,7 +166,7 @@ struct Watch<'a> {
 
 impl Watch<'_> {
     /// When to look again; an error when a clock is over.
-    fn look(&mut self, now: Instant, phase: Phase, slow: &mut impl FnMut(Instant)) -> Result<Option<Instant>> {
+    fn look(&mut self, now: Instant, supervised: &mut impl Supervised) -> Result<Option<Instant>> {
         let upload = &self.exchange.upload;
         let paused = upload.paused(self.exchange.nanos(now)).saturating_sub(self.paused_before);
         let ran = now.saturating_duration_since(self.began).saturating_sub(paused);
@@ -162,12 +174,13 @@ impl Watch<'_> {
 
         if !self.slow_told && self.clocks.slow_after.is_some_and(|slow_after| ran >= slow_after) {
             self.slow_told = true;
-            slow(now);
+            supervised.slow(now);
         }
         let deadline = self.clocks.deadline.at(self.exchange, now);
         let attempt = self.clocks.attempt.map(|limit| self.began + limit + paused);
         let over = |at: Option<Instant>| at.is_some_and(|at| now >= at);
         if over(deadline) || over(attempt) {
+            let phase = supervised.phase();
             let sent = phase.sent();
             return Err(match phase {
                 Phase::Waiting => Error::NoConnection,
@@ -194,9 +207,6 @@ impl Watch<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::AtomicU32;
-
     use super::*;
     use crate::error::Sent;
 
@@ -205,10 +215,26 @@ mod tests {
         Clocks { attempt: ms(attempt), deadline: Deadline(ms(request)), idle: ms(60_000), slow_after: None, body: true }
     }
 
+    struct At(Phase, Vec<Instant>);
+
+    impl Supervised for At {
+        fn phase(&self) -> Phase {
+            self.0
+        }
+
+        fn before_poll(&mut self) -> Result<()> {
+            Ok(())
+        }
+
+        fn slow(&mut self, now: Instant) {
+            self.1.push(now);
+        }
+    }
+
     async fn hang(clocks: Clocks, exchange: &Exchange, phase: Phase) -> (Error, Duration) {
         let start = Instant::now();
         let send = std::future::pending::<Result<()>>();
-        let error = clocks.run(exchange, || phase, send, || Ok(()), |_| ()).await.unwrap_err();
+        let error = clocks.run(exchange, send, &mut At(phase, Vec::new())).await.unwrap_err();
         (error, start.elapsed())
     }
 
@@ -238,7 +264,8 @@ mod tests {
             std::future::pending::<Result<()>>().await
         };
         let start = Instant::now();
-        let error = clocks(3000, 5000).run(&exchange, || Phase::Sending, upload, || Ok(()), |_| ()).await.unwrap_err();
+        let mut sending = At(Phase::Sending, Vec::new());
+        let error = clocks(3000, 5000).run(&exchange, upload, &mut sending).await.unwrap_err();
         assert!(matches!(error, Error::AttemptTimeout { .. }));
         // One second before the first byte, two after the last.
         let after = start.elapsed().as_millis();
@@ -263,15 +290,11 @@ mod tests {
         let exchange = Exchange::new(Instant::now());
         let mut clocks = clocks(5000, 0);
         clocks.slow_after = Some(Duration::from_millis(700));
-        let told = Arc::new(AtomicU32::new(0));
         let start = Instant::now();
         let send = std::future::pending::<Result<()>>();
-        let slow = |now: Instant| {
-            assert_eq!((now - start).as_millis(), 700);
-            told.fetch_add(1, Ordering::Relaxed);
-        };
-        clocks.run(&exchange, || Phase::Sending, send, || Ok(()), slow).await.unwrap_err();
-        assert_eq!(told.load(Ordering::Relaxed), 1);
+        let mut sending = At(Phase::Sending, Vec::new());
+        clocks.run(&exchange, send, &mut sending).await.unwrap_err();
+        assert_eq!(sending.1, [start + Duration::from_millis(700)]);
     }
 
     #[test]
