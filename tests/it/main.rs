@@ -1,0 +1,6 @@
+//! Outrigger through real sockets.
+
+mod admin;
+mod operator;
+mod reload;
+mod shutdown;
