@@ -12,14 +12,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
-pub struct Rig {
-    pub app: App,
-    pub path: PathBuf,
+pub(crate) struct Rig {
+    pub(crate) app: App,
+    pub(crate) path: PathBuf,
     _dir: TempDir,
 }
 
 /// Starts with this configuration; listeners that it doesn't name are on free ports.
-pub fn start(yaml: &str) -> Rig {
+pub(crate) fn start(yaml: &str) -> Rig {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("outrigger.yaml");
     std::fs::write(&path, yaml).unwrap();
@@ -29,7 +29,7 @@ pub fn start(yaml: &str) -> Rig {
 }
 
 /// A configuration with one upstream `a` for a.test, and `more` indented below it.
-pub fn config(upstream: SocketAddr, more: &str) -> String {
+pub(crate) fn config(upstream: SocketAddr, more: &str) -> String {
     format!(
         "version: 1\n\
          listeners: {{proxy: '127.0.0.1:0', admin: '127.0.0.1:0', probes: '127.0.0.1:0'}}\n\
@@ -38,12 +38,12 @@ pub fn config(upstream: SocketAddr, more: &str) -> String {
 }
 
 impl Rig {
-    pub fn write(&self, yaml: &str) {
+    pub(crate) fn write(&self, yaml: &str) {
         std::fs::write(&self.path, yaml).unwrap();
     }
 
     /// A request to one of Outrigger's listeners.
-    pub async fn ask(&self, place: &str, method: &str, path: &str, fields: &str, body: &str) -> Answer {
+    pub(crate) async fn ask(&self, place: &str, method: &str, path: &str, fields: &str, body: &str) -> Answer {
         let length = body.len();
         let text = format!(
             "{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {length}\r\n{fields}\r\n{body}"
@@ -51,40 +51,40 @@ impl Rig {
         send(self.app.address(place), &text).await
     }
 
-    pub async fn get(&self, place: &str, path: &str) -> Answer {
+    pub(crate) async fn get(&self, place: &str, path: &str) -> Answer {
         send(self.app.address(place), &format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"))
             .await
     }
 
-    pub async fn post(&self, path: &str, body: &str) -> Answer {
+    pub(crate) async fn post(&self, path: &str, body: &str) -> Answer {
         self.ask("admin", "POST", path, "", body).await
     }
 
     /// A request of the app's for upstream `a`.
-    pub async fn through(&self, path: &str) -> Answer {
+    pub(crate) async fn through(&self, path: &str) -> Answer {
         through(self.app.address("proxy"), path).await
     }
 }
 
-pub async fn through(proxy: SocketAddr, path: &str) -> Answer {
+pub(crate) async fn through(proxy: SocketAddr, path: &str) -> Answer {
     send(proxy, &format!("GET http://a.test{path} HTTP/1.1\r\nhost: a.test\r\nconnection: close\r\n\r\n")).await
 }
 
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub head: String,
-    pub body: String,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
 }
 
 impl Answer {
-    pub fn json(&self) -> serde_json::Value {
+    pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 }
 
 /// Sends these bytes and reads until the far side closes.
-pub async fn send(to: SocketAddr, text: &str) -> Answer {
+pub(crate) async fn send(to: SocketAddr, text: &str) -> Answer {
     let mut stream = TcpStream::connect(to).await.unwrap();
     stream.write_all(text.as_bytes()).await.unwrap();
     let mut bytes = Vec::new();
@@ -96,28 +96,28 @@ pub async fn send(to: SocketAddr, text: &str) -> Answer {
 }
 
 /// An upstream that answers `ok` to whatever comes, once it is let go.
-pub struct Upstream {
-    pub address: SocketAddr,
-    pub seen: Arc<AtomicUsize>,
+pub(crate) struct Upstream {
+    pub(crate) address: SocketAddr,
+    pub(crate) seen: Arc<AtomicUsize>,
     /// A permit for each answer.
-    pub gate: Arc<Semaphore>,
+    pub(crate) gate: Arc<Semaphore>,
 }
 
 impl Upstream {
-    pub fn seen(&self) -> usize {
+    pub(crate) fn seen(&self) -> usize {
         self.seen.load(Ordering::SeqCst)
     }
 }
 
 /// An upstream that answers at once.
-pub async fn upstream() -> Upstream {
+pub(crate) async fn upstream() -> Upstream {
     let upstream = held_upstream().await;
     upstream.gate.add_permits(1_000_000);
     upstream
 }
 
 /// An upstream that answers as often as its gate lets it.
-pub async fn held_upstream() -> Upstream {
+pub(crate) async fn held_upstream() -> Upstream {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (seen, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
