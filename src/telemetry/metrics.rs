@@ -1,5 +1,5 @@
 //! The process's metrics: the registry, who holds which children, and how they are shown. Names, help texts and labels
-//! are in [`families`]. Children are resolved when the configuration is built, never while a request waits.
+//! are in `families`. Children are resolved when the configuration is built, never while a request waits.
 
 mod children;
 mod families;

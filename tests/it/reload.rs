@@ -111,8 +111,11 @@ async fn many_reloads_lose_no_request() {
         }
     });
     for round in 0..20 {
-        let more =
-            if round % 2 == 0 { format!("    retry: {{max_attempts: {}}}\n", round + 1) } else { "    nonsense: 1\n".to_owned() };
+        let more = if round % 2 == 0 {
+            format!("    retry: {{max_attempts: {}}}\n", round + 1)
+        } else {
+            "    nonsense: 1\n".to_owned()
+        };
         rig.write(&config(up, &more));
         let expected = if round % 2 == 0 { 200 } else { 422 };
         assert_eq!(rig.post("/reload", "").await.status, expected);
