@@ -38,6 +38,11 @@ impl<'t> Reader<'t> {
         &self.path
     }
 
+    /// Says where the block stands when its value has no place that is worth showing.
+    pub fn stand_at(&mut self, place: Place) {
+        self.place = Some(place);
+    }
+
     /// The mapping itself.
     pub fn node(&self) -> &'t Node {
         self.node
@@ -286,6 +291,32 @@ impl<'t> Reader<'t> {
         self.problems.borrow_mut().warnings.push(problem);
     }
 
+    /// Notes a problem at a place of its own. `path` is relative to the block.
+    pub fn problem_at(&mut self, place: Option<Place>, path: &str, message: String, help: Option<String>) {
+        self.note(place.or_else(|| self.place.clone()), self.path_of(path), message, help);
+    }
+
+    /// Notes a danger at a place of its own. `path` is relative to the block.
+    pub fn warning_at(&mut self, place: Option<Place>, path: &str, message: String, help: Option<String>) {
+        let place = place.or_else(|| self.place.clone());
+        let problem = Problem { place, path: self.path_of(path), message, help };
+        self.problems.borrow_mut().warnings.push(problem);
+    }
+
+    /// Reads a mapping of a list; `None` with a problem where it is something else. Whoever reads it finishes it.
+    pub fn item<'i>(&self, key: &str, index: usize, node: &'i Node) -> Option<Reader<'i>>
+    where
+        't: 'i,
+    {
+        let path = format!("{}[{index}]", self.path_of(key));
+        if !node.is_map() {
+            self.note(written(node), path, "must be a block of keys".to_owned(), None);
+            return None;
+        }
+        let place = written(node).or_else(|| self.place.clone());
+        Some(Reader { node, path, place, asked: Vec::new(), problems: self.problems })
+    }
+
     /// Where a key's value stands in the file; the block's place where the file doesn't write it.
     pub fn place_of(&self, key: &str) -> Option<Place> {
         self.node.get(key).and_then(|node| written(node)).or_else(|| self.place.clone())
@@ -381,7 +412,11 @@ impl<'t> Reader<'t> {
     }
 
     fn path_of(&self, key: &str) -> String {
-        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+        match (self.path.as_str(), key) {
+            ("", key) => key.to_owned(),
+            (path, "") => path.to_owned(),
+            (path, key) => format!("{path}.{key}"),
+        }
     }
 
     fn note(&self, place: Option<Place>, path: String, message: String, help: Option<String>) {

@@ -27,8 +27,8 @@ pub struct Node {
     pub value: Value,
 }
 
-/// Who wrote a value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Who wrote a value; what is more specific is greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Layer {
     /// A built-in default.
     BuiltIn,
