@@ -44,8 +44,18 @@ pub struct AddressSet(pub Vec<AddressRule>);
 
 impl AddressSet {
     /// The first rule that covers the address, or an IPv4 address inside it (mapped, NAT64, 6to4, Teredo).
-    pub fn judge(&self, _ip: IpAddr) -> Option<&AddressRule> {
-        todo!()
+    pub fn judge(&self, ip: IpAddr) -> Option<&AddressRule> {
+        let ip = ip.to_canonical();
+        self.0.iter().find(|rule| match rule {
+            AddressRule::Loopback => ip.is_loopback() || ip.is_unspecified(),
+            AddressRule::Cidr(net) => net.contains(&ip),
+            AddressRule::LinkLocal
+            | AddressRule::Metadata
+            | AddressRule::Private
+            | AddressRule::Cgnat
+            | AddressRule::Multicast
+            | AddressRule::AllSpecial => false,
+        })
     }
 }
 
