@@ -35,6 +35,12 @@ impl Balance {
         Arc::new(Balance { endpoints: (0..count).map(|_| Endpoint::default()).collect() })
     }
 
+    /// The only one.
+    pub(super) fn only(self: &Arc<Balance>) -> Load {
+        self.endpoints[0].load.fetch_add(1, Ordering::Relaxed);
+        Load { balance: self.clone(), index: 0 }
+    }
+
     /// Chooses by the random number `chance`, and takes a place there. Where every endpoint is to be avoided, any will do.
     pub(super) fn pick(self: &Arc<Balance>, avoid: Option<usize>, chance: u64, now: Instant) -> Load {
         let well = |index: &usize| !self.endpoints[*index].is_avoided(now);

@@ -267,7 +267,7 @@ impl Http2 {
     pub(super) async fn start(
         stream: Stream,
         limits: HeadLimits,
-        changed: impl Fn() + Send + 'static,
+        changed: impl Fn() + Send + Sync + 'static,
     ) -> hyper::Result<Http2> {
         let wire = Arc::new(Wire { awaiting_settings: AtomicBool::new(true), ..Wire::default() });
         let mut builder = http2::Builder::new(TokioExecutor::new());

@@ -66,6 +66,11 @@ impl SendBody {
         (SendBody { body, watch: watch.clone(), left }, watch)
     }
 
+    /// Whether there is anything to send.
+    pub(super) fn will_send(&self) -> bool {
+        self.watch.is_some()
+    }
+
     /// Whether hyper must be told to chunk it: it leaves bodies of unknown length out of GET and HEAD.
     pub(super) fn is_of_unknown_length(&self) -> bool {
         self.watch.is_some() && self.left.is_none()
