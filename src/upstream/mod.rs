@@ -1,15 +1,22 @@
 //! Upstreams as live state: the routing table, and for each upstream its lanes (policies) and its pool.
 
+pub mod answer;
 pub mod balance;
 pub mod connect;
 pub mod connection;
 pub mod dns;
 pub mod egress;
+pub mod eyeballs;
+pub mod hosts;
+pub mod places;
 pub mod pool;
+pub mod request;
+pub mod resolver;
 pub mod route;
 pub mod table;
 pub mod tls;
 pub mod transport;
+pub mod upload;
 
 use std::sync::Arc;
 
