@@ -12,7 +12,7 @@ use crate::error::{Denial, Error, Result};
 use crate::origin::{Origin, Scheme};
 use crate::proxy::io::{AppIo, Replayed};
 use crate::proxy::record::Record;
-use crate::proxy::relay::{self, Side};
+use crate::proxy::relay::{self, Ended, Side};
 use crate::proxy::target::Target;
 use crate::upstream::Upstream;
 
@@ -88,7 +88,11 @@ pub(crate) async fn run(
     let exchange = std::sync::Arc::clone(&record.exchange);
     tokio::select! {
         end = relay::relay(app, upstream, idle, &exchange.bytes_in, &exchange.bytes_out) => {
-            tracing::debug!(?end, "a tunnel or upgraded stream ended");
+            match end {
+                Ended::Closed => {}
+                Ended::Idle => tracing::debug!("a tunnel or upgraded stream fell silent and was closed"),
+                Ended::Broken(error) => tracing::debug!(%error, "a tunnel or upgraded stream broke"),
+            }
         }
         () = ended.cancelled() => {}
     }
