@@ -1,1 +1,184 @@
-//! The bodies that apps get.
+//! An answer's body on its way to the app, with the record of its request.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+
+use crate::error::{Error, Result};
+use crate::policy::pipeline::Carry;
+use crate::proxy::io::Link;
+use crate::proxy::record::Record;
+use crate::upstream::transport::UpstreamBody;
+
+/// What the app is sent behind a head.
+pub struct ResponseBody {
+    inner: Inner,
+    record: Option<Box<Record>>,
+    sent: u64,
+    /// Where an end of the connection would be taken for the end of the body, it is reset when the body breaks.
+    reset: Option<Arc<Link>>,
+    /// It has no body, but its `Content-Length` is the upstream's word on what a body would be (304).
+    claims_length: bool,
+    /// It broke; said once hyper had a chance to send what came before.
+    broken: Option<Error>,
+}
+
+enum Inner {
+    Upstream(Box<Carry<UpstreamBody>>),
+    Full(Bytes),
+    Empty,
+    #[cfg(test)]
+    Boxed(http_body_util::combinators::UnsyncBoxBody<Bytes, Error>),
+}
+
+impl ResponseBody {
+    fn new(inner: Inner, record: Option<Box<Record>>) -> ResponseBody {
+        ResponseBody { inner, record, sent: 0, reset: None, claims_length: false, broken: None }
+    }
+
+    /// No body; the answer is not the end of its request.
+    pub(crate) fn empty() -> ResponseBody {
+        ResponseBody::new(Inner::Empty, None)
+    }
+
+    /// An answer of our own.
+    pub(crate) fn full(body: Bytes, record: Option<Box<Record>>) -> ResponseBody {
+        let inner = if body.is_empty() { Inner::Empty } else { Inner::Full(body) };
+        ResponseBody::new(inner, record)
+    }
+
+    /// An upstream's answer.
+    pub(crate) fn upstream(body: Carry<UpstreamBody>, mut record: Box<Record>) -> ResponseBody {
+        if body.is_end_stream() {
+            record.answered();
+        }
+        ResponseBody::new(Inner::Upstream(Box::new(body)), Some(record))
+    }
+
+    /// The answer has no body by its status or the request's method, whatever its `Content-Length` says.
+    pub(crate) fn without_content(mut self, claims_length: bool) -> ResponseBody {
+        if let Some(record) = &mut self.record {
+            record.answered();
+        }
+        self.claims_length = claims_length;
+        self
+    }
+
+    /// When the body breaks the connection is to be reset.
+    pub(crate) fn reset_if_broken(mut self, link: &Arc<Link>) -> ResponseBody {
+        self.reset = Some(Arc::clone(link));
+        self
+    }
+
+    #[cfg(test)]
+    pub(crate) fn boxed(body: impl Body<Data = Bytes, Error = Error> + Send + 'static) -> ResponseBody {
+        ResponseBody::new(Inner::Boxed(http_body_util::BodyExt::boxed_unsync(body)), None)
+    }
+
+    fn complete(&mut self) {
+        if let Some(mut record) = self.record.take() {
+            record.answered();
+        }
+    }
+}
+
+impl Inner {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>>>> {
+        match self {
+            Inner::Upstream(body) => Pin::new(&mut **body).poll_frame(cx),
+            Inner::Full(bytes) => {
+                let bytes = std::mem::take(bytes);
+                *self = Inner::Empty;
+                Poll::Ready(Some(Ok(Frame::data(bytes))))
+            }
+            Inner::Empty => Poll::Ready(None),
+            #[cfg(test)]
+            Inner::Boxed(body) => Pin::new(body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Inner::Upstream(body) => body.is_end_stream(),
+            Inner::Full(_) => false,
+            Inner::Empty => true,
+            #[cfg(test)]
+            Inner::Boxed(body) => body.is_end_stream(),
+        }
+    }
+}
+
+impl Body for ResponseBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>>>> {
+        let me = self.get_mut();
+        if let Some(error) = me.broken.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
+        let polled = match catch_unwind(AssertUnwindSafe(|| me.inner.poll(cx))) {
+            Ok(polled) => polled,
+            Err(_) => {
+                // Whatever state the panic left behind is never looked at again, but what it holds is given back.
+                me.inner = Inner::Empty;
+                Poll::Ready(Some(Err(Error::Panic)))
+            }
+        };
+        match polled {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(None) => {
+                me.complete();
+                Poll::Ready(None)
+            }
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(data) = frame.data_ref() {
+                    me.sent += data.len() as u64;
+                    if let Some(record) = &me.record {
+                        record.exchange.bytes_out.store(me.sent, Ordering::Relaxed);
+                    }
+                }
+                if me.inner.is_end_stream() {
+                    me.complete();
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                if let Some(mut record) = me.record.take() {
+                    record.broke(error.clone());
+                }
+                if let Some(link) = &me.reset {
+                    link.reset();
+                }
+                // hyper drops what it has not written yet when a body fails, the head included. It flushes first when
+                // the body has nothing for it.
+                me.broken = Some(error);
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        !self.claims_length && self.broken.is_none() && self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        if self.claims_length {
+            // hyper takes the Content-Length from the headers then.
+            return SizeHint::default();
+        }
+        match &self.inner {
+            Inner::Upstream(body) => body.size_hint(),
+            Inner::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Inner::Empty => SizeHint::with_exact(0),
+            #[cfg(test)]
+            Inner::Boxed(body) => body.size_hint(),
+        }
+    }
+}

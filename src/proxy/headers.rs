@@ -1,1 +1,325 @@
-//! What of a head travels on: hop-by-hop fields, refusals of what is not HTTP.
+//! What may not pass from one side to the other, and what is read on the way (RFC 9110 section 7.6.1). Pure.
+//! Order and repetition of everything else stay as they are; its case travels in the message's extensions.
+
+use http::{HeaderMap, HeaderName, HeaderValue, Version, header};
+
+use crate::error::{Error, Result};
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const AMZ_SDK_REQUEST: HeaderName = HeaderName::from_static("amz-sdk-request");
+const STAINLESS_RETRY_COUNT: HeaderName = HeaderName::from_static("x-stainless-retry-count");
+const GRPC_PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
+
+/// Whether the app asks to switch protocols: `Connection: upgrade` with an `Upgrade` other than `h2c`, in HTTP/1.1.
+pub(crate) fn asks_upgrade(headers: &HeaderMap, version: Version) -> bool {
+    version == Version::HTTP_11
+        && headers.contains_key(header::UPGRADE)
+        && tokens(headers, &header::CONNECTION).any(|token| token.eq_ignore_ascii_case("upgrade"))
+        && tokens(headers, &header::UPGRADE).all(|token| !token.eq_ignore_ascii_case("h2c"))
+}
+
+/// Whether the app waits for `100 Continue` (RFC 9110 section 10.1.1). HTTP/1.0 has no expectations.
+///
+/// # Errors
+/// [`Error::Expectation`] for any other one.
+pub(crate) fn expects_continue(headers: &HeaderMap, version: Version) -> Result<bool> {
+    if version == Version::HTTP_10 {
+        return Ok(false);
+    }
+    let mut expects = headers.get_all(header::EXPECT).iter();
+    let Some(first) = expects.next() else { return Ok(false) };
+    if expects.next().is_some() || !first.as_bytes().eq_ignore_ascii_case(b"100-continue") {
+        return Err(Error::Expectation);
+    }
+    Ok(true)
+}
+
+/// Removes what concerns one connection only, in either direction. `upgrade`: the message switches protocols, so that its
+/// `Upgrade` passes, with the `Connection` it needs. `keys` are header names that `Connection` can't take away, besides
+/// those that are protected anyway.
+pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap, upgrade: bool, keys: &[HeaderName]) {
+    if !headers.keys().any(is_hop_by_hop) {
+        return;
+    }
+    let named: Vec<HeaderName> = tokens(headers, &header::CONNECTION)
+        .filter_map(|token| HeaderName::from_bytes(token.as_bytes()).ok())
+        .filter(|name| !is_hop_by_hop(name) && !is_protected(name) && !keys.contains(name))
+        .collect();
+    let trailers = tokens(headers, &header::TE).any(|token| token.eq_ignore_ascii_case("trailers"));
+    let mut upgraded = false;
+    let old = std::mem::take(headers);
+    headers.reserve(old.len());
+    let mut current = None;
+    for (name, value) in old {
+        if name.is_some() {
+            current = name;
+        }
+        let Some(name) = &current else { continue };
+        let value = match *name {
+            header::CONNECTION if upgrade && !upgraded => {
+                upgraded = true;
+                HeaderValue::from_static("Upgrade")
+            }
+            header::UPGRADE if upgrade => value,
+            header::TE if trailers && !headers.contains_key(header::TE) => HeaderValue::from_static("trailers"),
+            _ if is_hop_by_hop(name) || named.contains(name) => continue,
+            _ => value,
+        };
+        // It had room for all of them before.
+        let _ = headers.try_append(name.clone(), value);
+    }
+}
+
+/// Removes one field, keeping the order of the others.
+pub(crate) fn remove(headers: &mut HeaderMap, gone: &HeaderName) {
+    let old = std::mem::take(headers);
+    headers.reserve(old.len());
+    let mut current = None;
+    for (name, value) in old {
+        if name.is_some() {
+            current = name;
+        }
+        if let Some(name) = current.as_ref().filter(|name| *name != gone) {
+            let _ = headers.try_append(name.clone(), value);
+        }
+    }
+}
+
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        *name,
+        header::CONNECTION
+            | header::PROXY_AUTHENTICATE
+            | header::PROXY_AUTHORIZATION
+            | header::TE
+            | header::TRANSFER_ENCODING
+            | header::UPGRADE
+    ) || *name == KEEP_ALIVE
+        || *name == PROXY_CONNECTION
+        || *name == HTTP2_SETTINGS
+}
+
+/// What `Connection` can't take away: framing, routing, and what makes a request mean the same thing.
+fn is_protected(name: &HeaderName) -> bool {
+    matches!(
+        *name,
+        header::CONTENT_LENGTH
+            | header::CONTENT_TYPE
+            | header::CONTENT_ENCODING
+            | header::CONTENT_RANGE
+            | header::RANGE
+            | header::HOST
+            | header::AUTHORIZATION
+            | header::WWW_AUTHENTICATE
+            | header::COOKIE
+            | header::SET_COOKIE
+            | header::EXPECT
+            | header::LOCATION
+            | header::RETRY_AFTER
+            | header::TRAILER
+            | header::IF_MATCH
+            | header::IF_NONE_MATCH
+            | header::IF_UNMODIFIED_SINCE
+            | header::IF_MODIFIED_SINCE
+            | header::IF_RANGE
+    ) || name.as_str().contains("idempotency")
+        || *name == TRACEPARENT
+}
+
+/// The elements of a list header, trimmed.
+fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a str> {
+    headers
+        .get_all(name)
+        .into_iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .filter(|token| !token.is_empty())
+}
+
+/// Whether the app speaks gRPC, so that an error has to be a gRPC status.
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|value| {
+        let value = value.as_bytes();
+        value.starts_with(b"application/grpc") && matches!(value.get(16), None | Some(b'+' | b';'))
+    })
+}
+
+/// The trace id of a valid `traceparent` (W3C Trace Context section 3.2).
+pub(crate) fn trace_id(headers: &HeaderMap) -> Option<u128> {
+    let mut values = headers.get_all(TRACEPARENT).iter();
+    let value = values.next()?.as_bytes();
+    if values.next().is_some() || value.len() < 55 || value[2] != b'-' || value[35] != b'-' || value[52] != b'-' {
+        return None;
+    }
+    if value.starts_with(b"ff") || value.starts_with(b"00") && value.len() != 55 {
+        return None;
+    }
+    let digits = std::str::from_utf8(&value[3..35]).ok()?;
+    let lower = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    if !digits.bytes().all(lower)
+        || !value[36..52].iter().all(|&b| lower(b))
+        || value[36..52].iter().all(|&b| b == b'0')
+    {
+        return None;
+    }
+    u128::from_str_radix(digits, 16).ok().filter(|&id| id != 0)
+}
+
+/// Adds a `traceparent` for an id made here, where the app sent none at all.
+pub(crate) fn send_trace(headers: &mut HeaderMap, trace: u128) {
+    if headers.contains_key(TRACEPARENT) {
+        return;
+    }
+    let span = fastrand::u64(1..);
+    if let Ok(value) = HeaderValue::try_from(format!("00-{trace:032x}-{span:016x}-01")) {
+        let _ = headers.try_insert(TRACEPARENT, value);
+    }
+}
+
+/// Whose retry this is, where the app's own SDK announces one.
+pub(crate) fn client_retry(headers: &HeaderMap) -> Option<&'static str> {
+    let above = |name: &HeaderName, floor: u64| {
+        headers.get(name).and_then(|value| value.to_str().ok()?.trim().parse::<u64>().ok()).is_some_and(|n| n > floor)
+    };
+    if let Some(value) = headers.get(AMZ_SDK_REQUEST).and_then(|value| value.to_str().ok()) {
+        let attempt = value.split(';').find_map(|part| part.trim().strip_prefix("attempt=")?.parse::<u64>().ok());
+        if attempt.is_some_and(|attempt| attempt > 1) {
+            return Some("amz-sdk-request");
+        }
+    }
+    if above(&STAINLESS_RETRY_COUNT, 0) {
+        return Some("x-stainless-retry-count");
+    }
+    if above(&GRPC_PREVIOUS_ATTEMPTS, 0) {
+        return Some("grpc-previous-rpc-attempts");
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    fn list(headers: &HeaderMap) -> Vec<(&str, &str)> {
+        headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect()
+    }
+
+    #[test]
+    fn what_concerns_one_connection_is_removed_and_the_rest_keeps_its_order() {
+        let mut headers = map(&[
+            ("host", "a"),
+            ("connection", "keep-alive, X-Mine"),
+            ("x-mine", "1"),
+            ("accept", "a"),
+            ("accept", "b"),
+            ("keep-alive", "5"),
+            ("proxy-connection", "keep-alive"),
+            ("proxy-authorization", "Basic x"),
+            ("te", "gzip, trailers"),
+            ("trailer", "x"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("http2-settings", "x"),
+            ("x-last", "z"),
+        ]);
+        remove_hop_by_hop(&mut headers, false, &[]);
+        assert_eq!(
+            list(&headers),
+            [("host", "a"), ("accept", "a"), ("accept", "b"), ("te", "trailers"), ("trailer", "x"), ("x-last", "z")]
+        );
+    }
+
+    #[test]
+    fn connection_cannot_take_away_what_gives_a_request_its_meaning() {
+        let fields = [
+            ("host", "a"),
+            ("content-length", "1"),
+            ("authorization", "Bearer x"),
+            ("idempotency-key", "k"),
+            ("x-idempotency-key", "k"),
+            ("x-request-key", "k"),
+            ("cookie", "c"),
+        ];
+        let mut headers = map(&fields);
+        let names = "Host, Content-Length, Authorization, Idempotency-Key, X-Idempotency-Key, X-Request-Key, Cookie";
+        headers.insert(header::CONNECTION, HeaderValue::from_static(names));
+        remove_hop_by_hop(&mut headers, false, &[HeaderName::from_static("x-request-key")]);
+        assert_eq!(list(&headers), fields);
+    }
+
+    #[test]
+    fn an_upgrade_passes_with_its_connection() {
+        let mut headers =
+            map(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket"), ("sec-websocket-version", "13")]);
+        assert!(asks_upgrade(&headers, Version::HTTP_11));
+        assert!(!asks_upgrade(&headers, Version::HTTP_10));
+        remove_hop_by_hop(&mut headers, true, &[]);
+        assert_eq!(
+            list(&headers),
+            [("connection", "Upgrade"), ("upgrade", "websocket"), ("sec-websocket-version", "13")]
+        );
+        assert!(!asks_upgrade(
+            &map(&[("connection", "upgrade, http2-settings"), ("upgrade", "h2c")]),
+            Version::HTTP_11
+        ));
+        assert!(!asks_upgrade(&map(&[("upgrade", "websocket")]), Version::HTTP_11));
+    }
+
+    #[test]
+    fn the_only_expectation_is_100_continue() {
+        assert!(expects_continue(&map(&[("expect", "100-Continue")]), Version::HTTP_11).unwrap());
+        assert!(!expects_continue(&map(&[("expect", "100-continue")]), Version::HTTP_10).unwrap());
+        assert!(expects_continue(&map(&[("expect", "200-ok")]), Version::HTTP_11).is_err());
+        assert!(!expects_continue(&map(&[]), Version::HTTP_11).unwrap());
+    }
+
+    #[test]
+    fn a_trace_is_taken_over_only_where_it_is_valid() {
+        let id = |value| trace_id(&map(&[("traceparent", value)]));
+        assert_eq!(
+            id("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+            Some(0x0af7651916cd43dd8448eb211c80319c)
+        );
+        for bad in [
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
+            "00-0AF7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-x",
+            "00",
+        ] {
+            assert_eq!(id(bad), None, "{bad}");
+        }
+        let mut headers = HeaderMap::new();
+        send_trace(&mut headers, 7);
+        assert_eq!(trace_id(&headers), Some(7));
+    }
+
+    #[test]
+    fn retries_of_the_apps_own_sdk_are_recognised() {
+        assert_eq!(client_retry(&map(&[("amz-sdk-request", "attempt=2; max=3")])), Some("amz-sdk-request"));
+        assert_eq!(client_retry(&map(&[("amz-sdk-request", "attempt=1; max=3")])), None);
+        assert_eq!(client_retry(&map(&[("x-stainless-retry-count", "1")])), Some("x-stainless-retry-count"));
+        assert_eq!(client_retry(&map(&[("x-stainless-retry-count", "0")])), None);
+        assert_eq!(client_retry(&map(&[("grpc-previous-rpc-attempts", "1")])), Some("grpc-previous-rpc-attempts"));
+    }
+
+    #[test]
+    fn grpc_is_recognised_by_its_content_type() {
+        assert!(is_grpc(&map(&[("content-type", "application/grpc+proto")])));
+        assert!(is_grpc(&map(&[("content-type", "application/grpc")])));
+        assert!(!is_grpc(&map(&[("content-type", "application/grpc-web")])));
+    }
+}

@@ -1,14 +1,560 @@
 //! Accepting connections of apps, finding out what they speak, and serving them.
 
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use tokio::net::TcpListener;
+use bytes::{Bytes, BytesMut};
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::proxy::{Entry, Proxy};
+use crate::config::Limits;
+use crate::error::Error;
+use crate::proxy::body::ResponseBody;
+use crate::proxy::head::Bounds;
+use crate::proxy::io::{AppIo, Link, Replayed};
+use crate::proxy::respond::{self, Asked, Progress};
+use crate::proxy::{Connection, Entry, Proxy};
+use crate::telemetry::report::Rejected;
+
+/// What an HTTP/2 connection begins with (RFC 9113 section 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// The first read: enough for most heads.
+const FIRST_READ: usize = 1024;
+/// hyper's smallest read buffer.
+const MIN_BUFFER: usize = 8192;
+/// The largest that a connection's buffers get, where heads may not be larger.
+const BUFFER: usize = 32 * 1024;
+/// How long accepting rests when the process is out of descriptors or memory.
+const REST: Duration = Duration::from_millis(50);
+/// How long a connection over the limit is given to take its answer.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Serves a listener until `stop` is cancelled (a reload closed it) or the drain ends. Connections that were accepted
 /// live on after `stop`.
-pub async fn serve(_listener: TcpListener, _entry: Entry, _proxy: Arc<Proxy>, _stop: CancellationToken) {
-    todo!()
+pub async fn serve(listener: TcpListener, entry: Entry, proxy: Arc<Proxy>, stop: CancellationToken) {
+    let mut resting = false;
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            () = proxy.drain.ended.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                resting = false;
+                admit(stream, &entry, &proxy);
+            }
+            Err(error) if concerns_one_connection(&error) => {}
+            Err(error) => {
+                if !resting {
+                    tracing::error!(%error, "accepting connections fails; trying again until it does not");
+                    resting = true;
+                }
+                tokio::time::sleep(REST).await;
+            }
+        }
+    }
+}
+
+/// Errors of accept(2) that the next connection does not share.
+fn concerns_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::NetworkUnreachable
+            | io::ErrorKind::NetworkDown
+    )
+}
+
+/// One connection of `limits.max_connections`, until it is dropped.
+struct Place(Arc<Proxy>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Serves a new connection, or tells it that there are too many.
+fn admit(stream: TcpStream, entry: &Entry, proxy: &Arc<Proxy>) {
+    let table = proxy.table.load();
+    let max = table.config.limits.max_connections.get() as usize;
+    let before = proxy.connections.fetch_add(1, Ordering::Relaxed);
+    let place = Place(Arc::clone(proxy));
+    if before >= max {
+        table.unmatched.report.rejected(Rejected::Overloaded);
+        // Saying no takes a descriptor too, for a moment; past these it is said by closing.
+        if before < max + max / 8 + 16 {
+            tokio::spawn(async move {
+                let _place = place;
+                let _ = timeout(FAREWELL, turn_away(stream)).await;
+            });
+        }
+        return;
+    }
+    // Answers are written whole: nothing is won by waiting for more.
+    let _ = stream.set_nodelay(true);
+    let Ok(local) = stream.local_addr() else { return };
+    let (proxy, entry) = (Arc::clone(proxy), entry.clone());
+    tokio::spawn(async move {
+        let _place = place;
+        let ended = proxy.drain.ended.clone();
+        let served = speak(stream, &proxy, local, entry);
+        tokio::select! {
+            () = served => {}
+            () = ended.cancelled() => {}
+        }
+    });
+}
+
+/// Answers 503 without reading the request, and waits a moment so that the app can read that.
+async fn turn_away(mut stream: TcpStream) -> io::Result<()> {
+    let asked = Asked { http1: true, ..Asked::default() };
+    let answer = respond::answer(&Error::Overloaded, asked, Progress::default());
+    stream.write_all(&render(&answer)).await?;
+    stream.shutdown().await?;
+    let mut rest = [0; 1024];
+    while stream.read(&mut rest).await? > 0 {}
+    Ok(())
+}
+
+/// An answer as HTTP/1.1, where there is no hyper to write it.
+fn render(answer: &Response<Bytes>) -> Vec<u8> {
+    let status = answer.status();
+    let mut text = format!("HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or("")).into_bytes();
+    for (name, value) in answer.headers() {
+        text.extend_from_slice(name.as_str().as_bytes());
+        text.extend_from_slice(b": ");
+        text.extend_from_slice(value.as_bytes());
+        text.extend_from_slice(b"\r\n");
+    }
+    text.extend_from_slice(b"\r\n");
+    text.extend_from_slice(answer.body());
+    text
+}
+
+/// Finds out what the app speaks, and speaks it.
+async fn speak(stream: TcpStream, proxy: &Arc<Proxy>, local: SocketAddr, entry: Entry) {
+    let limits = proxy.table.load().config.limits.clone();
+    let drain = Arc::clone(&proxy.drain);
+    let proxy = Arc::clone(proxy);
+    let deadline = Instant::now() + limits.header_timeout;
+    let Some((stream, first)) = sniff(stream, deadline).await else { return };
+    if first.starts_with(PREFACE) {
+        let connection = Arc::new(Connection { proxy, entry, local, link: None });
+        let handler = move |request| super::serve(Arc::clone(&connection), request);
+        let begun = drain.begun.clone();
+        http2(Replayed::new(stream, first.freeze()), &limits, begun, handler).await;
+    } else {
+        let link = Arc::new(Link::default());
+        let connection = Arc::new(Connection { proxy, entry, local, link: Some(Arc::clone(&link)) });
+        let handler = move |request| super::serve(Arc::clone(&connection), request);
+        http1(stream, first, deadline, link, &limits, handler).await;
+    }
+}
+
+/// Reads until it is clear whether the app speaks HTTP/2. `None` where it fell silent or hung up before its first byte.
+async fn sniff(mut stream: TcpStream, deadline: Instant) -> Option<(TcpStream, BytesMut)> {
+    let mut first = BytesMut::with_capacity(FIRST_READ);
+    loop {
+        match timeout_at(deadline, stream.read_buf(&mut first)).await {
+            Ok(Ok(n)) if n > 0 => {}
+            Ok(Ok(_)) | Err(_) if !first.is_empty() => return Some((stream, first)),
+            Ok(Ok(_) | Err(_)) | Err(_) => return None,
+        }
+        if first.len() >= PREFACE.len() || !PREFACE.starts_with(&first) {
+            return Some((stream, first));
+        }
+    }
+}
+
+/// Serves HTTP/1 until the connection is closed.
+async fn http1<H, F>(
+    stream: TcpStream,
+    first: BytesMut,
+    deadline: Instant,
+    link: Arc<Link>,
+    limits: &Limits,
+    handler: H,
+) where
+    H: Fn(Request<Incoming>) -> F + Send + 'static,
+    F: Future<Output = Response<ResponseBody>> + Send + 'static,
+{
+    let bytes = usize::try_from(limits.max_header_bytes).unwrap_or(usize::MAX);
+    let fields = limits.max_headers.get() as usize;
+    let io = AppIo::new(stream, first, deadline, link, Bounds { bytes, fields }, limits.header_timeout);
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        // Heads are timed by our own IO, which can tell an idle connection from a half-sent head.
+        .header_read_timeout(None)
+        .preserve_header_case(true)
+        .auto_date_header(false)
+        // The stand-in for a refused head has two fields.
+        .max_headers(fields.max(2))
+        .max_buf_size(bytes.saturating_add(1024).max(BUFFER).max(MIN_BUFFER));
+    let served = builder.serve_connection(TokioIo::new(io), service_fn(boxed(handler))).with_upgrades();
+    if let Err(error) = served.await {
+        tracing::debug!(%error, "a connection of an app's ended early");
+    }
+}
+
+/// Serves HTTP/2 with prior knowledge until the connection is closed, or drained.
+async fn http2<H, F>(io: Replayed, limits: &Limits, begun: CancellationToken, handler: H)
+where
+    H: Fn(Request<Incoming>) -> F + Send + 'static,
+    F: Future<Output = Response<ResponseBody>> + Send + 'static,
+{
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .auto_date_header(false)
+        .max_concurrent_streams(256)
+        .initial_stream_window_size(256 * 1024)
+        .initial_connection_window_size(1024 * 1024)
+        .max_send_buf_size(64 * 1024)
+        .max_pending_accept_reset_streams(20)
+        .max_local_error_reset_streams(128)
+        .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX));
+    let mut served = pin!(builder.serve_connection(TokioIo::new(io), service_fn(boxed(handler))));
+    let ended = tokio::select! {
+        ended = served.as_mut() => ended,
+        () = begun.cancelled() => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection of an app's ended early");
+    }
+}
+
+type Answering = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Infallible>> + Send>>;
+
+/// Boxed, so that an idle connection holds no room for a request.
+fn boxed<H, F>(handler: H) -> impl Fn(Request<Incoming>) -> Answering
+where
+    H: Fn(Request<Incoming>) -> F + Send + 'static,
+    F: Future<Output = Response<ResponseBody>> + Send + 'static,
+{
+    move |request| {
+        let answer = handler(request);
+        Box::pin(async move { Ok(answer.await) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    use http::header;
+    use http_body_util::BodyExt;
+    use tokio::sync::oneshot;
+
+    fn limits() -> Limits {
+        Limits {
+            max_connections: std::num::NonZeroU32::MIN,
+            max_header_bytes: 2048,
+            max_headers: std::num::NonZeroU32::new(20).unwrap(),
+            header_timeout: Duration::from_secs(30),
+            replay_memory: 0,
+        }
+    }
+
+    /// Serves one connection with `handler`, behind all that stands before a handler. What the handler got is in the list.
+    async fn serving<H, F>(limits: Limits, handler: H) -> (TcpStream, Arc<Mutex<Vec<String>>>)
+    where
+        H: Fn(Request<Incoming>, Arc<Link>) -> F + Send + Sync + 'static,
+        F: Future<Output = Response<ResponseBody>> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let app = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let log = Arc::clone(&seen);
+        tokio::spawn(async move {
+            let deadline = Instant::now() + limits.header_timeout;
+            let Some((stream, first)) = sniff(stream, deadline).await else { return };
+            if first.starts_with(PREFACE) {
+                let handler = move |request| handler(request, Arc::default());
+                http2(Replayed::new(stream, first.freeze()), &limits, CancellationToken::new(), handler).await;
+                return;
+            }
+            let link = Arc::new(Link::default());
+            let shared = Arc::clone(&link);
+            let handler = Arc::new(handler);
+            let handler = move |request: Request<Incoming>| {
+                let (log, link, handler) = (Arc::clone(&log), Arc::clone(&shared), Arc::clone(&handler));
+                async move {
+                    let asked = Asked { http1: true, ..Asked::default() };
+                    if let Some(error) = link.take_refusal() {
+                        return respond::answer(&error, asked, Progress::default())
+                            .map(|body| ResponseBody::full(body, None));
+                    }
+                    log.lock().unwrap().push(format!("{} {}", request.method(), request.uri()));
+                    handler(request, link).await
+                }
+            };
+            http1(stream, first, deadline, link, &limits, handler).await;
+        });
+        (app, seen)
+    }
+
+    /// Answers with the length of the body, or how it broke.
+    async fn length(request: Request<Incoming>, link: Arc<Link>) -> Response<ResponseBody> {
+        let text = match request.into_body().collect().await {
+            Ok(body) => body.to_bytes().len().to_string(),
+            Err(_) => {
+                let error = Error::BadRequest(link.broken().unwrap_or("gone"));
+                let asked = Asked { http1: true, ..Asked::default() };
+                return respond::answer(&error, asked, Progress::default())
+                    .map(|body| ResponseBody::full(body, None));
+            }
+        };
+        Response::new(ResponseBody::full(text.into(), None))
+    }
+
+    async fn read_all(app: &mut TcpStream) -> String {
+        let mut got = Vec::new();
+        app.read_to_end(&mut got).await.unwrap();
+        String::from_utf8(got).unwrap()
+    }
+
+    async fn talk(send: &[u8]) -> (String, Vec<String>) {
+        let (mut app, seen) = serving(limits(), length).await;
+        app.write_all(send).await.unwrap();
+        let got = read_all(&mut app).await;
+        let seen = seen.lock().unwrap().clone();
+        (got, seen)
+    }
+
+    #[tokio::test]
+    async fn pipelined_requests_are_answered_in_order_and_a_malformed_one_ends_the_connection() {
+        let (got, seen) = talk(
+            b"POST /1 HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabcGET /2 HTTP/1.1\r\nHost: a\r\n\r\nGET /3 HTTP/1.1\nHost: a\n\nGET /4 HTTP/1.1\r\nHost: a\r\n\r\n",
+        )
+        .await;
+        assert_eq!(seen, ["POST /1", "GET /2"]);
+        let statuses: Vec<_> = got.match_indices("HTTP/1.1 ").map(|(at, _)| &got[at + 9..at + 12]).collect();
+        assert_eq!(statuses, ["200", "200", "400"], "{got}");
+        assert!(got.contains("application/problem+json"), "{got}");
+        assert!(got.contains("connection: close"), "{got}");
+    }
+
+    #[tokio::test]
+    async fn what_hyper_would_repair_never_reaches_a_handler() {
+        for head in [
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
+            "GET /#x HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\nHost: a\n\n",
+            "GET /\u{e9} HTTP/1.1\r\nHost: a\r\n\r\n",
+            "nonsense\r\n\r\n",
+            "PRI * HTTP/1.1\r\nHost: a\r\nX\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost",
+        ] {
+            let (mut app, seen) = serving(limits(), length).await;
+            app.write_all(head.as_bytes()).await.unwrap();
+            app.shutdown().await.unwrap();
+            let got = read_all(&mut app).await;
+            assert!(got.starts_with("HTTP/1.1 400 "), "{head:?}: {got}");
+            assert!(got.contains("proxy-status: outrigger"), "{head:?}: {got}");
+            assert!(seen.lock().unwrap().is_empty(), "{head:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn heads_over_the_limits_are_431_or_414_with_a_problem() {
+        let long = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(9000));
+        let wide = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(9000));
+        let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(20));
+        for (head, status) in [(long, "414"), (wide, "431"), (many, "431")] {
+            let (got, seen) = talk(head.as_bytes()).await;
+            assert!(got.starts_with(&format!("HTTP/1.1 {status} ")), "{got}");
+            assert!(got.contains("application/problem+json") && seen.is_empty());
+        }
+    }
+
+    #[tokio::test]
+    async fn a_half_sent_head_is_timed_and_an_idle_connection_is_not() {
+        let limits = Limits { header_timeout: Duration::from_millis(100), ..limits() };
+        let (mut app, _) = serving(limits, length).await;
+        app.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        let mut buf = [0; 1024];
+        assert!(app.read(&mut buf).await.unwrap() > 0);
+        // Idle for longer than the head's clock.
+        assert!(timeout(Duration::from_millis(300), app.read(&mut buf)).await.is_err());
+        app.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        assert!(app.read(&mut buf).await.unwrap() > 0);
+        app.write_all(b"GET / HTTP/1.1\r\nHo").await.unwrap();
+        let got = read_all(&mut app).await;
+        assert!(got.starts_with("HTTP/1.1 408 "), "{got}");
+    }
+
+    #[tokio::test]
+    async fn a_silent_new_connection_is_closed_without_a_word() {
+        let limits = Limits { header_timeout: Duration::from_millis(50), ..limits() };
+        let (mut app, _) = serving(limits, length).await;
+        assert_eq!(read_all(&mut app).await, "");
+    }
+
+    #[tokio::test]
+    async fn a_body_whose_chunks_break_is_answered_with_400() {
+        let (got, _) =
+            talk(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n").await;
+        assert!(got.starts_with("HTTP/1.1 400 "), "{got}");
+        assert!(got.contains("a chunk is longer than it says"), "{got}");
+    }
+
+    #[tokio::test]
+    async fn heads_and_bodies_arrive_in_any_pieces() {
+        let (mut app, seen) = serving(limits(), length).await;
+        let text = b"POST /1 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\nPOST /2 HTTP/1.0\r\nContent-Length: 2\r\n\r\nxy";
+        app.set_nodelay(true).unwrap();
+        for byte in text {
+            app.write_all(&[*byte]).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        let got = read_all(&mut app).await;
+        assert!(got.contains("\r\n\r\n3HTTP/1.") && got.ends_with("\r\n\r\n2"), "{got}");
+        assert_eq!(*seen.lock().unwrap(), ["POST /1", "POST /2"]);
+    }
+
+    /// A body that ends with an error after `text`.
+    fn breaking(text: &'static str) -> ResponseBody {
+        let mut frames = vec![Err(Error::UpstreamSilent), Ok(http_body::Frame::data(Bytes::from_static(text.as_bytes())))];
+        ResponseBody::boxed(Frames(Box::new(move || frames.pop())))
+    }
+
+    type Next = Box<dyn FnMut() -> Option<Result<http_body::Frame<Bytes>, Error>> + Send>;
+
+    struct Frames(Next);
+
+    impl http_body::Body for Frames {
+        type Data = Bytes;
+        type Error = Error;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, Error>>> {
+            std::task::Poll::Ready((self.0)())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_breaks_is_never_seen_as_complete_and_its_head_is_never_lost() {
+        for (version, reset) in [("1.1", false), ("1.0", true)] {
+            let (mut app, _) = serving(limits(), move |_, link| async move {
+                let body = breaking("some");
+                Response::new(if reset { body.reset_if_broken(&link) } else { body })
+            })
+            .await;
+            app.write_all(format!("GET / HTTP/{version}\r\nHost: a\r\n\r\n").as_bytes()).await.unwrap();
+            let mut got = Vec::new();
+            let end = app.read_to_end(&mut got).await;
+            let got = String::from_utf8(got).unwrap();
+            assert!(got.starts_with(&format!("HTTP/{version} 200 OK\r\n")), "{got}");
+            assert!(got.contains("some") && !got.contains("\r\n0\r\n"), "{got}");
+            assert_eq!(end.is_err(), reset, "HTTP/{version}: {end:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_304_keeps_the_length_that_it_came_with() {
+        let (mut app, _) = serving(limits(), |_, _| async {
+            let mut response = Response::new(ResponseBody::empty().without_content(true));
+            *response.status_mut() = http::StatusCode::NOT_MODIFIED;
+            response.headers_mut().insert(header::CONTENT_LENGTH, http::HeaderValue::from(1234));
+            response
+        })
+        .await;
+        app.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.unwrap();
+        let got = read_all(&mut app).await;
+        assert!(got.contains("content-length: 1234") && got.ends_with("\r\n\r\n"), "{got}");
+    }
+
+    #[tokio::test]
+    async fn a_switched_connection_passes_bytes_unjudged() {
+        let (mut app, _) = serving(limits(), |mut request, link| async move {
+            let upgrade = hyper::upgrade::on(&mut request);
+            tokio::spawn(async move {
+                let Ok(mut side) = crate::proxy::tunnel::app_side(upgrade.await.unwrap()) else { return };
+                let mut got = [0; 8];
+                side.read_exact(&mut got).await.unwrap();
+                side.write_all(&got).await.unwrap();
+            });
+            if request.method() != http::Method::CONNECT {
+                link.open();
+                return Response::builder()
+                    .status(101)
+                    .header("upgrade", "x")
+                    .header("connection", "upgrade")
+                    .body(ResponseBody::empty())
+                    .unwrap();
+            }
+            Response::new(ResponseBody::empty())
+        })
+        .await;
+        app.write_all(b"CONNECT a:443 HTTP/1.0\r\n\r\n\x00\nab").await.unwrap();
+        let mut head = [0; 19];
+        app.read_exact(&mut head).await.unwrap();
+        app.write_all(b"\x01\r\n\xff").await.unwrap();
+        let mut got = Vec::new();
+        app.read_to_end(&mut got).await.unwrap();
+        assert!(got.ends_with(b"\x00\nab\x01\r\n\xff"), "{got:?}");
+    }
+
+    #[tokio::test]
+    async fn a_hang_up_drops_the_request() {
+        let (done, dropped) = oneshot::channel::<()>();
+        let done = Mutex::new(Some(done));
+        let started = Arc::new(tokio::sync::Notify::new());
+        let notify = Arc::clone(&started);
+        let (app, _) = serving(limits(), move |_, _| {
+            let guard = done.lock().unwrap().take();
+            let notify = Arc::clone(&notify);
+            async move {
+                let _guard = guard;
+                notify.notify_one();
+                std::future::pending().await
+            }
+        })
+        .await;
+        let mut app = app;
+        app.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        started.notified().await;
+        drop(app);
+        assert!(dropped.await.is_err());
+    }
+
+    #[tokio::test]
+    async fn http2_with_prior_knowledge_is_served_on_the_same_port() {
+        let (app, _) = serving(limits(), length).await;
+        let (mut send, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(app)).await.unwrap();
+        tokio::spawn(connection);
+        let request = Request::post("http://a/x").body(http_body_util::Full::new(Bytes::from("hello"))).unwrap();
+        let response = send.send_request(request).await.unwrap();
+        assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "5");
+    }
 }

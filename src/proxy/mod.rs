@@ -1,20 +1,47 @@
 //! One request, from the app's socket to its answer.
 
 pub mod body;
-pub mod headers;
+pub(crate) mod head;
+pub(crate) mod headers;
+pub(crate) mod io;
 pub mod listener;
-pub mod respond;
-pub mod target;
-pub mod tunnel;
-pub mod upgrade;
+pub(crate) mod record;
+pub(crate) mod relay;
+pub(crate) mod respond;
+pub(crate) mod target;
+pub(crate) mod tunnel;
+pub(crate) mod unwind;
+pub(crate) mod upgrade;
 
+use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use hyper::body::{Body, Incoming};
+use hyper::upgrade::OnUpgrade;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use crate::config::HostPattern;
+use crate::error::{Denial, Error, Result};
+use crate::message::{AppBody, Outbound};
+use crate::origin::{Origin, Scheme};
+use crate::policy::pipeline::Carry;
+use crate::proxy::body::ResponseBody;
+use crate::proxy::io::Link;
+use crate::proxy::record::Record;
+use crate::proxy::respond::Asked;
+use crate::proxy::target::{Form, Target};
+use crate::proxy::unwind::CatchUnwind;
 use crate::shared::Shared;
 use crate::shutdown::Drain;
 use crate::telemetry::access::AccessLog;
 use crate::telemetry::metrics::Metrics;
+use crate::upstream::Upstream;
 use crate::upstream::table::Table;
+use crate::upstream::transport::UpstreamBody;
 
 /// What every listener of apps shares.
 pub struct Proxy {
@@ -26,6 +53,25 @@ pub struct Proxy {
     pub drain: Arc<Drain>,
     /// Process-wide counters.
     pub metrics: Arc<Metrics>,
+    /// Connections of apps, over all listeners.
+    connections: AtomicUsize,
+}
+
+impl Proxy {
+    /// For all listeners of a process.
+    pub fn new(
+        table: Arc<Shared<Table>>,
+        access: Arc<Shared<AccessLog>>,
+        drain: Arc<Drain>,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Proxy> {
+        Arc::new(Proxy { table, access, drain, metrics, connections: AtomicUsize::new(0) })
+    }
+
+    /// Connections of apps now, over all listeners.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
 }
 
 /// What a listener is for.
@@ -35,4 +81,254 @@ pub enum Entry {
     Any,
     /// An upstream's own `listen`.
     Upstream(Arc<str>),
+}
+
+/// One connection of an app's, as its requests see it.
+pub(crate) struct Connection {
+    /// What all connections share.
+    pub(crate) proxy: Arc<Proxy>,
+    /// Which listener accepted it.
+    pub(crate) entry: Entry,
+    /// The address it was accepted at.
+    pub(crate) local: SocketAddr,
+    /// Present on HTTP/1.
+    pub(crate) link: Option<Arc<Link>>,
+}
+
+/// What a request comes to.
+enum Outcome {
+    /// The upstream's answer.
+    Answer(Response<Carry<UpstreamBody>>),
+    /// The upstream's 101, and how to get at the app's connection.
+    Upgrade(Response<Carry<UpstreamBody>>, OnUpgrade),
+    /// The tunnel's connection, and how to get at the app's.
+    Tunnel(TcpStream, OnUpgrade),
+}
+
+/// Where a request goes.
+struct Way {
+    upstream: Arc<Upstream>,
+    origin: Origin,
+    keep_host: bool,
+}
+
+/// One request and its answer.
+pub(crate) async fn serve(connection: Arc<Connection>, request: Request<Incoming>) -> Response<ResponseBody> {
+    let table = connection.proxy.table.load();
+    let trace = headers::trace_id(request.headers()).unwrap_or_else(|| fastrand::u128(1..));
+    let mut record = Box::new(Record::new(&connection.proxy, &table, request.method(), request.uri(), trace));
+    let asked = Asked {
+        head: *request.method() == Method::HEAD,
+        grpc: headers::is_grpc(request.headers()),
+        http1: request.version() != Version::HTTP_2,
+    };
+    let old = request.version() == Version::HTTP_10;
+    let result = {
+        let exchange = pin!(exchange(&connection, &table, request, trace, &mut record));
+        CatchUnwind(exchange).await.unwrap_or(Err(Error::Panic))
+    };
+    let mut response = match result {
+        Ok(Outcome::Answer(response)) => answered(&connection, response, asked, old, record),
+        Ok(Outcome::Upgrade(response, app)) => return upgraded(&connection, response, app, record),
+        Ok(Outcome::Tunnel(stream, app)) => return tunnelled(&connection, stream, app, record),
+        Err(error) => refused(&connection, error, asked, record),
+    };
+    if asked.http1 && connection.proxy.drain.begun.is_cancelled() {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// From the request's head to the upstream's.
+async fn exchange(
+    connection: &Connection,
+    table: &Table,
+    mut request: Request<Incoming>,
+    trace: u128,
+    record: &mut Record,
+) -> Result<Outcome> {
+    if let Some(refusal) = connection.link.as_ref().and_then(|link| link.take_refusal()) {
+        return Err(refusal);
+    }
+    if request.extensions().get::<hyper::ext::Protocol>().is_some() {
+        return Err(Error::BadRequest("extended CONNECT is not supported"));
+    }
+    let version = request.version();
+    let target = target::read(request.method(), request.uri(), version, request.headers())?;
+    record.asked(target.clone());
+    let way = route(connection, table, &target)?;
+    let upstream = &way.upstream;
+
+    if target.form == Form::Authority {
+        record.routed(upstream, &upstream.lane);
+        tunnel::check(&table.config, upstream, &target)?;
+        let stream = tunnel::connect(upstream, &target, record).await?;
+        return Ok(Outcome::Tunnel(stream, hyper::upgrade::on(&mut request)));
+    }
+
+    let lane = Arc::clone(upstream.lane(request.method(), request.uri().path()));
+    record.routed(upstream, &lane);
+    if let Some(source) = headers::client_retry(request.headers()) {
+        upstream.report.client_retry(source);
+    }
+    let expect = headers::expects_continue(request.headers(), version)?;
+    let upgrade = headers::asks_upgrade(request.headers(), version);
+    let app = hyper::upgrade::on(&mut request);
+
+    let (mut head, body) = request.into_parts();
+    let body = if body.is_end_stream() { AppBody::Empty } else { AppBody::Incoming(body) };
+    headers::remove_hop_by_hop(&mut head.headers, upgrade, idempotency_headers(upstream));
+    if target.form == Form::Absolute || version == Version::HTTP_2 {
+        head.headers.insert(header::HOST, target::host_value(&target));
+    }
+    if table.config.trace_send {
+        headers::send_trace(&mut head.headers, trace);
+    }
+    head.uri = target::origin_form(&head.uri);
+    head.version = Version::HTTP_11;
+    let expect_continue = expect && !matches!(body, AppBody::Empty);
+    let outbound = Outbound { head, body, origin: way.origin, keep_host: way.keep_host, expect_continue };
+
+    let mut response = lane.policies.request(outbound, &*upstream.transport, &record.exchange).await?;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        if !upgrade {
+            return Err(Error::BadAnswer("it switched protocols without being asked".into()));
+        }
+        headers::remove_hop_by_hop(response.headers_mut(), true, &[]);
+        return Ok(Outcome::Upgrade(response, app));
+    }
+    Ok(Outcome::Answer(response))
+}
+
+/// Which upstream a request is for.
+fn route(connection: &Connection, table: &Table, target: &Target) -> Result<Way> {
+    let found = table.find(&target.host, target.port);
+    if let Entry::Upstream(name) = &connection.entry {
+        // A reload may have taken the upstream away while the connection lives on.
+        let upstream = table.named(name).ok_or(Error::Misdirected)?;
+        if matches!(target.form, Form::Absolute | Form::Authority) {
+            // An app that takes this port for a proxy may still ask for this upstream.
+            if found.is_none_or(|found| found.name != upstream.name) {
+                return Err(Error::Misdirected);
+            }
+            let origin = upstream.origin(target.scheme, target.host.clone(), target.port);
+            return Ok(Way { upstream: Arc::clone(upstream), origin, keep_host: true });
+        }
+        return Ok(Way { upstream: Arc::clone(upstream), origin: listen_origin(upstream)?, keep_host: false });
+    }
+    let config = &table.config;
+    if target.is_own(connection.local, target::own_addresses(&config.listeners, &config.upstreams)) {
+        return Err(Error::Loop);
+    }
+    let upstream = match found {
+        Some(upstream) => upstream,
+        None if config.egress.forward_unmatched => &table.unmatched,
+        None => return Err(Error::Denied(Denial::Unmatched)),
+    };
+    let origin = upstream.origin(target.scheme, target.host.clone(), target.port);
+    Ok(Way { upstream: Arc::clone(upstream), origin, keep_host: true })
+}
+
+/// Where an upstream's own port leads: to its first `to`, or to its one exact host.
+fn listen_origin(upstream: &Upstream) -> Result<Origin> {
+    let config = upstream.config.as_ref().ok_or(Error::Misdirected)?;
+    if let Some(origin) = config.to.first() {
+        return Ok(origin.clone());
+    }
+    let exact = |pattern: &&HostPattern| !pattern.wildcard;
+    let pattern = config.hosts.iter().find(exact).ok_or(Error::Misdirected)?;
+    let port = pattern.port.unwrap_or(Scheme::Http.default_port());
+    Ok(upstream.origin(Scheme::Http, pattern.host.clone(), port))
+}
+
+/// What the upstream's own `retry` calls an idempotency header.
+fn idempotency_headers(upstream: &Upstream) -> &[http::HeaderName] {
+    match upstream.config.as_ref().and_then(|config| config.policies.retry.as_ref()) {
+        Some(retry) => &retry.idempotency_headers,
+        None => &[],
+    }
+}
+
+/// Passes the upstream's answer on.
+fn answered(
+    connection: &Connection,
+    response: Response<Carry<UpstreamBody>>,
+    asked: Asked,
+    old: bool,
+    mut record: Box<Record>,
+) -> Response<ResponseBody> {
+    let (mut head, body) = response.into_parts();
+    first_byte(&record);
+    record.answering(head.status.as_u16());
+    if head.headers.contains_key(header::TRANSFER_ENCODING) {
+        // The length of something else than the body that is passed on (RFC 9112 section 6.3).
+        headers::remove(&mut head.headers, &header::CONTENT_LENGTH);
+    }
+    headers::remove_hop_by_hop(&mut head.headers, false, &[]);
+    respond::mark(&mut head.headers, head.status, record.progress());
+    head.version = if asked.http1 { Version::HTTP_11 } else { Version::HTTP_2 };
+    let has_length = head.headers.contains_key(header::CONTENT_LENGTH);
+    let bare = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let mut body = ResponseBody::upstream(body, record);
+    if asked.head || bare {
+        body = body.without_content(asked.http1 && bare && !asked.head && has_length);
+    } else if let Some(link) = connection.link.as_ref().filter(|_| old && !has_length) {
+        body = body.reset_if_broken(link);
+    }
+    Response::from_parts(head, body)
+}
+
+/// Notes when the response headers were passed on, where nobody did yet.
+fn first_byte(record: &Record) {
+    let nanos = record.exchange.nanos(Instant::now());
+    let _ = record.exchange.first_byte.compare_exchange(0, nanos, Ordering::Relaxed, Ordering::Relaxed);
+}
+
+/// Passes the upstream's 101 on; what follows is relayed.
+fn upgraded(
+    connection: &Connection,
+    mut response: Response<Carry<UpstreamBody>>,
+    app: OnUpgrade,
+    mut record: Box<Record>,
+) -> Response<ResponseBody> {
+    let upstream = hyper::upgrade::on(&mut response);
+    let (mut head, carry) = response.into_parts();
+    first_byte(&record);
+    record.answering(head.status.as_u16());
+    let idle = record.opened(Instant::now());
+    if let Some(link) = &connection.link {
+        link.open();
+    }
+    upgrade::start(app, upstream, carry, record, idle, connection.proxy.drain.ended.clone());
+    head.version = Version::HTTP_11;
+    Response::from_parts(head, ResponseBody::empty())
+}
+
+/// Answers a CONNECT whose connection is made; what follows is relayed.
+fn tunnelled(
+    connection: &Connection,
+    stream: TcpStream,
+    app: OnUpgrade,
+    mut record: Box<Record>,
+) -> Response<ResponseBody> {
+    first_byte(&record);
+    record.answering(200);
+    let idle = record.opened(Instant::now());
+    tunnel::start(app, stream, record, idle, connection.proxy.drain.ended.clone());
+    Response::new(ResponseBody::empty())
+}
+
+/// Answers with an error.
+fn refused(connection: &Connection, mut error: Error, asked: Asked, mut record: Box<Record>) -> Response<ResponseBody> {
+    if let (Error::AppGone, Some(what)) = (&error, connection.link.as_ref().and_then(|link| link.broken())) {
+        // It is still there, but its body was no HTTP.
+        error = Error::BadRequest(what);
+    }
+    record.failed(error.clone());
+    let (mut head, body) = respond::answer(&error, asked, record.progress()).into_parts();
+    if asked.http1 && record.is_connect() {
+        // What the app sent behind its CONNECT is no HTTP.
+        head.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    Response::from_parts(head, ResponseBody::full(body, Some(record)))
 }

@@ -1,1 +1,101 @@
-//! CONNECT.
+//! CONNECT: a connection of the app's own through us, byte for byte.
+
+use std::time::Duration;
+
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{self, Config};
+use crate::error::{Denial, Error, Result};
+use crate::origin::{Origin, Scheme};
+use crate::proxy::io::{AppIo, Replayed};
+use crate::proxy::record::Record;
+use crate::proxy::relay::{self, Ended, Side};
+use crate::proxy::target::Target;
+use crate::upstream::Upstream;
+
+/// Whether the app may tunnel there, before anything is dialled.
+///
+/// # Errors
+/// [`Error::Denied`].
+pub(crate) fn check(config: &Config, upstream: &Upstream, target: &Target) -> Result<()> {
+    if let Some(ports) = &config.egress.connect_ports
+        && !ports.contains(&target.port)
+    {
+        return Err(Error::Denied(Denial::ConnectPort(target.port)));
+    }
+    match upstream.config.as_ref().map(|config| config.connect) {
+        Some(config::Connect::Deny) => Err(Error::Denied(Denial::Connect)),
+        Some(config::Connect::Tunnel) | None => Ok(()),
+    }
+}
+
+/// Connects to the host and port asked for, under the upstream's policies.
+///
+/// # Errors
+/// What kept the connection from being made.
+pub(crate) async fn connect(upstream: &Upstream, target: &Target, record: &Record) -> Result<TcpStream> {
+    // Whether TLS is spoken inside is the app's matter; it plays no part in dialling.
+    let origin = Origin { scheme: Scheme::Https, host: target.host.clone(), port: target.port };
+    let dial = async |attempt: &crate::message::Attempt| upstream.transport.tunnel(&origin, attempt).await;
+    let (stream, _) = upstream.lane.policies.tunnel(&record.exchange, dial).await?;
+    Ok(stream)
+}
+
+/// Relays once the app's side has its 200. Lives until either side ends it, it falls silent, or the drain ends.
+pub(crate) fn start(
+    app: OnUpgrade,
+    mut upstream: TcpStream,
+    mut record: Box<Record>,
+    idle: Option<Duration>,
+    ended: CancellationToken,
+) {
+    tokio::spawn(async move {
+        let Ok(upgraded) = app.await else { return };
+        match app_side(upgraded) {
+            Ok(mut app) => run(&mut app, &mut upstream, &mut record, idle, &ended).await,
+            Err(mut app) => run(&mut app, &mut upstream, &mut record, idle, &ended).await,
+        }
+    });
+}
+
+/// The app's socket with what it sent early, or its HTTP/2 stream.
+pub(crate) fn app_side(upgraded: Upgraded) -> std::result::Result<Replayed, TokioIo<Upgraded>> {
+    let parts = match upgraded.downcast::<TokioIo<AppIo>>() {
+        Ok(parts) => parts,
+        Err(upgraded) => return Err(TokioIo::new(upgraded)),
+    };
+    match parts.io.into_inner().into_parts() {
+        Some((stream, held)) => {
+            // hyper's own buffer came first off the socket.
+            let first = if held.is_empty() { parts.read_buf } else { [parts.read_buf, held].concat().into() };
+            Ok(Replayed::new(stream, first))
+        }
+        None => unreachable!("the socket is taken here and nowhere else"),
+    }
+}
+
+/// Relays, and says in the record how it went.
+pub(crate) async fn run(
+    app: &mut impl Side,
+    upstream: &mut impl Side,
+    record: &mut Record,
+    idle: Option<Duration>,
+    ended: &CancellationToken,
+) {
+    let exchange = std::sync::Arc::clone(&record.exchange);
+    tokio::select! {
+        end = relay::relay(app, upstream, idle, &exchange.bytes_in, &exchange.bytes_out) => {
+            match end {
+                Ended::Closed => {}
+                Ended::Idle => tracing::debug!("a tunnel or upgraded stream fell silent and was closed"),
+                Ended::Broken(error) => tracing::debug!(%error, "a tunnel or upgraded stream broke"),
+            }
+        }
+        () = ended.cancelled() => {}
+    }
+    // However it ended, the answer was the opening of the stream, and the app had that.
+    record.answered();
+}

@@ -1,0 +1,577 @@
+//! What an app's HTTP/1 bytes must look like before hyper sees them.
+//!
+//! hyper parses; this only judges, in the same pass over the bytes that arrive: it follows the framing (heads, lengths,
+//! chunks) and refuses what hyper would repair or hide, such as a `Content-Length` beside a `Transfer-Encoding`, a bare
+//! line feed or a fragment (RFC 9112 sections 2.2, 3, 5 and 6). It copies nothing and keeps a few counters.
+
+use crate::error::Error;
+use crate::origin;
+
+/// The method of the request that stands in for a refused one, so that the refusal keeps its place among pipelined
+/// answers. A real request with this method is refused itself.
+pub(crate) const REFUSED_METHOD: &str = "OUTRIGGER-REFUSED";
+
+/// What stands in for a refused head.
+pub(crate) const REFUSED_HEAD: &[u8] = b"OUTRIGGER-REFUSED / HTTP/1.1\r\nHost: refused\r\nConnection: close\r\n\r\n";
+
+/// The longest target that [`http::Uri`] holds.
+const MAX_TARGET: usize = 65_000;
+/// The longest line with a chunk's size and its extensions.
+const MAX_CHUNK_LINE: usize = 1024;
+/// Empty lines that may stand before a request line (RFC 9112 section 2.2).
+const MAX_EMPTY_LINES: u32 = 4;
+
+/// Bounds of one head.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// `limits.max_header_bytes`
+    pub(crate) bytes: usize,
+    /// `limits.max_headers`
+    pub(crate) fields: usize,
+}
+
+/// What becomes of bytes that were looked at.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    /// So many are good; what follows them is an element that is not complete yet, to be shown again with more.
+    Pass(usize),
+    /// So many are good, then comes a head that is not.
+    Refuse(usize, Error),
+    /// So many are good, then the framing of a body breaks.
+    Broken(usize, &'static str),
+}
+
+/// Where in the stream of messages the next byte stands.
+#[derive(Debug)]
+enum State {
+    /// In a head, or before one.
+    Head(Head),
+    /// So many bytes of a body are still to come.
+    Length(u64),
+    /// At the line with a chunk's size. How many bytes of it were searched for its end.
+    ChunkSize(usize),
+    /// So many bytes of a chunk are still to come.
+    ChunkData(u64),
+    /// At the line end behind a chunk.
+    ChunkEnd,
+    /// In the trailer section. How many bytes of it have passed.
+    Trailers(usize),
+    /// Behind a CONNECT: not ours to judge.
+    Opaque,
+}
+
+/// The head so far.
+#[derive(Debug, Default)]
+struct Head {
+    /// Where the current line begins.
+    line: usize,
+    /// Up to where it was searched for its end.
+    searched: usize,
+    /// Empty lines before the request line.
+    empty: u32,
+    /// The request line was good.
+    started: bool,
+    http10: bool,
+    connect: bool,
+    fields: usize,
+    length: Option<u64>,
+    chunked: bool,
+}
+
+/// Follows one connection.
+#[derive(Debug)]
+pub(crate) struct Inspector {
+    state: State,
+    bounds: Bounds,
+}
+
+impl Inspector {
+    /// At the first head of a connection.
+    pub(crate) fn new(bounds: Bounds) -> Inspector {
+        Inspector { state: State::Head(Head::default()), bounds }
+    }
+
+    /// Whether a head is what comes next or is under way.
+    pub(crate) fn in_head(&self) -> bool {
+        matches!(self.state, State::Head(_))
+    }
+
+    /// Whether a CONNECT was seen, so that what follows is not ours to judge.
+    pub(crate) fn opaque(&self) -> bool {
+        matches!(self.state, State::Opaque)
+    }
+
+    /// The upgrade was accepted: what follows is not ours to judge.
+    pub(crate) fn open(&mut self) {
+        self.state = State::Opaque;
+    }
+
+    /// Looks at bytes that begin where the last [`Verdict::Pass`] ended.
+    pub(crate) fn inspect(&mut self, bytes: &[u8]) -> Verdict {
+        let mut at = 0;
+        loop {
+            let rest = &bytes[at..];
+            match &mut self.state {
+                State::Opaque => return Verdict::Pass(at),
+                State::Head(head) => match head.inspect(rest, self.bounds) {
+                    Ok(None) => return Verdict::Pass(at),
+                    Ok(Some(len)) => {
+                        at += len;
+                        self.state = head.framing();
+                    }
+                    Err(error) => return Verdict::Refuse(at, error),
+                },
+                State::Length(left) => {
+                    let take = min(rest.len(), *left);
+                    at += take;
+                    *left -= take as u64;
+                    if *left > 0 {
+                        return Verdict::Pass(at);
+                    }
+                    self.state = State::Head(Head::default());
+                }
+                State::ChunkSize(searched) => match chunk_size(rest, searched) {
+                    Ok(None) => return Verdict::Pass(at),
+                    Ok(Some((len, 0))) => {
+                        at += len;
+                        self.state = State::Trailers(0);
+                    }
+                    Ok(Some((len, size))) => {
+                        at += len;
+                        self.state = State::ChunkData(size);
+                    }
+                    Err(what) => return Verdict::Broken(at, what),
+                },
+                State::ChunkData(left) => {
+                    let take = min(rest.len(), *left);
+                    at += take;
+                    *left -= take as u64;
+                    if *left > 0 {
+                        return Verdict::Pass(at);
+                    }
+                    self.state = State::ChunkEnd;
+                }
+                State::ChunkEnd => match rest {
+                    [b'\r', b'\n', ..] => {
+                        at += 2;
+                        self.state = State::ChunkSize(0);
+                    }
+                    [] | [b'\r'] => return Verdict::Pass(at),
+                    _ => return Verdict::Broken(at, "a chunk is longer than it says"),
+                },
+                State::Trailers(passed) => match line(rest, 0) {
+                    Ok(None) if *passed + rest.len() > self.bounds.bytes => {
+                        return Verdict::Broken(at, "the trailers are too large");
+                    }
+                    Ok(None) => return Verdict::Pass(at),
+                    Ok(Some([])) => {
+                        at += 2;
+                        self.state = State::Head(Head::default());
+                    }
+                    Ok(Some(text)) => {
+                        *passed += text.len() + 2;
+                        if *passed > self.bounds.bytes {
+                            return Verdict::Broken(at, "the trailers are too large");
+                        }
+                        if let Err(what) = field(text) {
+                            return Verdict::Broken(at, what);
+                        }
+                        at += text.len() + 2;
+                    }
+                    Err(what) => return Verdict::Broken(at, what),
+                },
+            }
+            if at == bytes.len() {
+                return Verdict::Pass(at);
+            }
+        }
+    }
+}
+
+impl Head {
+    /// Reads on; `bytes` begin with the head. Its length once it is complete.
+    fn inspect(&mut self, bytes: &[u8], bounds: Bounds) -> Result<Option<usize>, Error> {
+        loop {
+            let from = self.searched.max(self.line);
+            let text = match line(&bytes[self.line..], from - self.line) {
+                Ok(Some(text)) => text,
+                Ok(None) => {
+                    self.searched = bytes.len();
+                    return if bytes.len() > bounds.bytes { Err(self.too_large()) } else { Ok(None) };
+                }
+                Err(what) => return Err(Error::BadRequest(what)),
+            };
+            let end = self.line + text.len() + 2;
+            if end > bounds.bytes {
+                return Err(self.too_large());
+            }
+            self.line = end;
+            if !self.started {
+                if text.is_empty() {
+                    self.empty += 1;
+                    if self.empty > MAX_EMPTY_LINES {
+                        return Err(Error::BadRequest("there are empty lines where a request should be"));
+                    }
+                    continue;
+                }
+                self.request_line(text)?;
+                self.started = true;
+                continue;
+            }
+            if text.is_empty() {
+                self.check()?;
+                return Ok(Some(end));
+            }
+            self.fields += 1;
+            if self.fields > bounds.fields {
+                return Err(Error::HeadersTooLarge);
+            }
+            self.field(text)?;
+        }
+    }
+
+    fn too_large(&self) -> Error {
+        if self.started { Error::HeadersTooLarge } else { Error::UriTooLong }
+    }
+
+    /// `method SP target SP HTTP/1.x` (RFC 9112 section 3).
+    fn request_line(&mut self, text: &[u8]) -> Result<(), Error> {
+        let bad = Error::BadRequest;
+        let method_end = text.iter().position(|&b| b == b' ').ok_or(bad("the request line is not one"))?;
+        let (method, rest) = (&text[..method_end], &text[method_end + 1..]);
+        if method.is_empty() || !method.iter().all(|&b| is_token(b)) {
+            return Err(bad("the method has a byte that no method has"));
+        }
+        if method == REFUSED_METHOD.as_bytes() {
+            return Err(bad("this method is not one"));
+        }
+        let target_end = rest.iter().position(|&b| b == b' ').ok_or(bad("the request line has no HTTP version"))?;
+        let (target, version) = (&rest[..target_end], &rest[target_end + 1..]);
+        self.http10 = match version {
+            b"HTTP/1.1" => false,
+            b"HTTP/1.0" => true,
+            _ => return Err(bad("the HTTP version is neither 1.1 nor 1.0")),
+        };
+        if target.len() > MAX_TARGET {
+            return Err(Error::UriTooLong);
+        }
+        let odd = |b: u8| !(0x21..0x7f).contains(&b) || matches!(b, b'#' | b'<' | b'>');
+        if target.is_empty() || target.iter().fold(false, |found, &b| found | odd(b)) {
+            return Err(bad("the target is empty or has a byte that no target has (a space, '#', a control byte…)"));
+        }
+        self.connect = method == b"CONNECT";
+        if self.connect {
+            let text = std::str::from_utf8(target).map_err(|_| bad("the target is not ASCII"))?;
+            return match origin::parse_authority(text) {
+                Ok((_, Some(_))) => Ok(()),
+                Ok((_, None)) | Err(_) => Err(bad("CONNECT takes host:port and nothing else")),
+            };
+        }
+        // What begins with a slash is made of good bytes by now; anything else http::Uri has to understand too, so that
+        // hyper has no reason to answer by itself.
+        if target[0] != b'/' && http::Uri::try_from(target).is_err() {
+            return Err(bad("the target is not a URL"));
+        }
+        if target.iter().any(|&b| matches!(b, b'"' | b'`')) && http::Uri::try_from(target).is_err() {
+            return Err(bad("the target has a byte that no target has"));
+        }
+        Ok(())
+    }
+
+    /// A field line: its syntax, and what frames the body.
+    fn field(&mut self, text: &[u8]) -> Result<(), Error> {
+        let (name, value) = field(text).map_err(Error::BadRequest)?;
+        if name.eq_ignore_ascii_case(b"content-length") {
+            if self.length.is_some() {
+                return Err(Error::BadRequest("there is more than one Content-Length"));
+            }
+            let digits = value.len() <= 18 && !value.is_empty() && value.iter().all(u8::is_ascii_digit);
+            if !digits {
+                return Err(Error::BadRequest("the Content-Length is not a number"));
+            }
+            self.length = Some(value.iter().fold(0, |sum, &b| sum * 10 + u64::from(b - b'0')));
+        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            if self.chunked {
+                return Err(Error::BadRequest("there is more than one Transfer-Encoding"));
+            }
+            if !value.eq_ignore_ascii_case(b"chunked") {
+                return Err(Error::BadRequest("the only Transfer-Encoding understood is chunked"));
+            }
+            self.chunked = true;
+        }
+        Ok(())
+    }
+
+    /// What only the whole head shows (RFC 9112 section 6.1).
+    fn check(&self) -> Result<(), Error> {
+        if self.chunked && self.length.is_some() {
+            return Err(Error::BadRequest("there are both Content-Length and Transfer-Encoding"));
+        }
+        if self.chunked && self.http10 {
+            return Err(Error::BadRequest("HTTP/1.0 has no Transfer-Encoding"));
+        }
+        if self.connect && (self.chunked || self.length.is_some_and(|length| length > 0)) {
+            return Err(Error::BadRequest("CONNECT has no body"));
+        }
+        Ok(())
+    }
+
+    /// What follows the head.
+    fn framing(&self) -> State {
+        match (self.connect, self.chunked, self.length) {
+            (true, _, _) => State::Opaque,
+            (false, true, _) => State::ChunkSize(0),
+            (false, false, Some(length)) if length > 0 => State::Length(length),
+            (false, false, _) => State::Head(Head::default()),
+        }
+    }
+}
+
+/// The first line without its end, once that is there. `searched` bytes are known to hold no line feed.
+fn line(bytes: &[u8], searched: usize) -> Result<Option<&[u8]>, &'static str> {
+    match bytes[searched..].iter().position(|&b| b == b'\n') {
+        None => Ok(None),
+        Some(at) => match bytes[..searched + at].split_last() {
+            Some((b'\r', text)) => Ok(Some(text)),
+            Some(_) | None => Err("a line ends in a bare line feed"),
+        },
+    }
+}
+
+/// A field line's name and value (RFC 9112 section 5).
+fn field(text: &[u8]) -> Result<(&[u8], &[u8]), &'static str> {
+    let colon = match text.iter().position(|&b| !is_token(b)) {
+        Some(0) if matches!(text[0], b' ' | b'\t') => return Err("a header line is folded"),
+        Some(0) => return Err("a header line has no name"),
+        Some(at) if text[at] == b':' => at,
+        Some(at) if matches!(text[at], b' ' | b'\t') => return Err("there is a space in or behind a header's name"),
+        Some(_) => return Err("a header's name has a byte that no name has"),
+        None => return Err("a header line has no colon"),
+    };
+    let value = text[colon + 1..].trim_ascii();
+    let control = |b: u8| (b < 0x20 && b != b'\t') || b == 0x7f;
+    if value.iter().fold(false, |found, &b| found | control(b)) {
+        return Err("a header's value has a control byte");
+    }
+    Ok((&text[..colon], value))
+}
+
+/// The line with a chunk's size (RFC 9112 section 7.1): how long it is and what it says.
+fn chunk_size(bytes: &[u8], searched: &mut usize) -> Result<Option<(usize, u64)>, &'static str> {
+    let Some(text) = line(bytes, *searched)? else {
+        *searched = bytes.len();
+        return if bytes.len() > MAX_CHUNK_LINE { Err("a chunk's extension is too long") } else { Ok(None) };
+    };
+    let digits = text.iter().take_while(|b| b.is_ascii_hexdigit()).count();
+    // Sixteen digits would overflow what can be counted.
+    if digits == 0 || digits > 15 {
+        return Err("a chunk's size is not a number");
+    }
+    let rest = text[digits..].trim_ascii_start();
+    if rest.first().is_some_and(|&b| b != b';') {
+        return Err("a chunk's size is not a number");
+    }
+    if rest.iter().any(|&b| (b < 0x20 && b != b'\t') || b == 0x7f) || text.len() > MAX_CHUNK_LINE {
+        return Err("a chunk's extension is malformed");
+    }
+    let size = text[..digits].iter().fold(0, |sum, &b| {
+        let digit = match b {
+            b'0'..=b'9' => b - b'0',
+            b'a'..=b'f' => b - b'a' + 10,
+            _ => b - b'A' + 10,
+        };
+        sum << 4 | u64::from(digit)
+    });
+    Ok(Some((text.len() + 2, size)))
+}
+
+fn min(len: usize, left: u64) -> usize {
+    usize::try_from(left).map_or(len, |left| left.min(len))
+}
+
+/// RFC 9110 section 5.6.2.
+fn is_token(b: u8) -> bool {
+    TOKEN[usize::from(b)]
+}
+
+static TOKEN: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut b = 0;
+    while b < 128 {
+        let byte = b as u8;
+        table[b] = byte.is_ascii_alphanumeric()
+            || matches!(
+                byte,
+                b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
+            );
+        b += 1;
+    }
+    table
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOUNDS: Bounds = Bounds { bytes: 1024, fields: 10 };
+
+    fn inspect(text: &[u8]) -> Verdict {
+        Inspector::new(BOUNDS).inspect(text)
+    }
+
+    fn refused(head: &str) -> u16 {
+        match inspect(head.as_bytes()) {
+            Verdict::Refuse(0, error) => error.status(),
+            other => panic!("{head:?}: {other:?}"),
+        }
+    }
+
+    /// Passed whole, and in whatever pieces it comes.
+    fn passes(text: &[u8]) {
+        match inspect(text) {
+            Verdict::Pass(n) if n == text.len() => {}
+            other => panic!("{:?}: {other:?}", String::from_utf8_lossy(text)),
+        }
+        let mut inspector = Inspector::new(BOUNDS);
+        let mut held = Vec::new();
+        for &byte in text {
+            held.push(byte);
+            match inspector.inspect(&held) {
+                Verdict::Pass(n) => drop(held.drain(..n)),
+                other => panic!("{:?} byte by byte: {other:?}", String::from_utf8_lossy(text)),
+            }
+        }
+        assert!(held.is_empty(), "{:?} left {held:?}", String::from_utf8_lossy(text));
+    }
+
+    #[test]
+    fn good_requests_pass_whole_and_byte_by_byte() {
+        passes(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        passes(b"\r\nGET http://a/b?c HTTP/1.0\r\n\r\n");
+        passes(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabcGET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        passes(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        passes(
+            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n3;x=\"y\"\r\nabc\r\n00\r\nT: u\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        );
+        passes(b"OPTIONS * HTTP/1.1\r\nHost: a\r\nX-Odd: caf\xc3\xa9\tx\r\n\r\n");
+        passes(b"CONNECT a:443 HTTP/1.0\r\n\r\n");
+        passes(b"GET /a{b}|\"c\" HTTP/1.1\r\nHost: a\r\n\r\n");
+    }
+
+    #[test]
+    fn what_follows_a_connect_is_held_unjudged() {
+        match inspect(b"CONNECT a:443 HTTP/1.1\r\nHost: a:443\r\n\r\n\x16\x03\x01") {
+            Verdict::Pass(n) => assert_eq!(n, 39),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn malformed_heads_are_refused() {
+        for head in [
+            "GET / HTTP/1.1\nHost: a\n\n",
+            "GET / HTTP/1.1\r\nHost: a\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost : a\r\n\r\n",
+            "GET / HTTP/1.1\r\n Host: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nX: b\r\n c\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nX\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n: x\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nX\u{e9}: x\r\n\r\n",
+            "GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1 \r\nHost: a\r\n\r\n",
+            "GET /\tx HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /#x HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET http://a/#x HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /caf\u{e9} HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /\u{7f} HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET http:// HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.2\r\nHost: a\r\n\r\n",
+            "GET / HTTP/2.0\r\nHost: a\r\n\r\n",
+            "GET / http/1.1\r\nHost: a\r\n\r\n",
+            "GET /\r\n\r\n",
+            "G(T / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +5\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5,5\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0x5\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: \r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: identity\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding:\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "CONNECT a HTTP/1.1\r\nHost: a\r\n\r\n",
+            "CONNECT a:0 HTTP/1.1\r\nHost: a\r\n\r\n",
+            "CONNECT http://a:443 HTTP/1.1\r\nHost: a\r\n\r\n",
+            "CONNECT u@a:443 HTTP/1.1\r\nHost: a\r\n\r\n",
+            "CONNECT a:443/x HTTP/1.1\r\nHost: a\r\n\r\n",
+            "CONNECT a:443 HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n",
+            "OUTRIGGER-REFUSED / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "\r\n\r\n\r\n\r\n\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        ] {
+            assert_eq!(refused(head), 400, "{head:?}");
+        }
+    }
+
+    #[test]
+    fn large_heads_are_refused_by_what_is_large() {
+        assert_eq!(refused(&format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(1100))), 414);
+        assert_eq!(refused(&format!("GET /{}", "x".repeat(1100))), 414);
+        assert_eq!(refused(&format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}", "x".repeat(1100))), 431);
+        assert_eq!(refused(&format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(10))), 431);
+    }
+
+    #[test]
+    fn a_malformed_request_behind_a_good_one_lets_that_pass() {
+        match inspect(b"GET / HTTP/1.1\r\nHost: a\r\n\r\nnonsense\r\n") {
+            Verdict::Refuse(27, Error::BadRequest(_)) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn broken_chunks_are_noticed() {
+        for body in [
+            "3\nabc\r\n0\r\n\r\n",
+            "3\r\nabcd\r\n0\r\n\r\n",
+            "-1\r\n",
+            "\r\n",
+            "0x3\r\nabc\r\n",
+            "ffffffffffffffff\r\n",
+            "3 3\r\nabc\r\n",
+            "3;\u{1}\r\nabc\r\n",
+            "0\r\nbad trailer\r\n\r\n",
+            "0\r\nA: b\n\r\n",
+            "3\r\nabc\n0\r\n\r\n",
+        ] {
+            let text = format!("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{body}");
+            assert!(matches!(inspect(text.as_bytes()), Verdict::Broken(..)), "{body:?}");
+        }
+    }
+
+    proptest::proptest! {
+        /// Where it says that a head is good, hyper's parser and `http::Uri` think so too.
+        #[test]
+        fn any_bytes_are_judged_without_a_panic(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..300)) {
+            let mut text = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n".to_vec();
+            let _ = inspect(&bytes);
+            text.extend(&bytes);
+            let _ = inspect(&text);
+        }
+
+        #[test]
+        fn a_target_that_passes_is_a_uri(target in "/[!-~]{0,20}") {
+            let head = format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n");
+            if matches!(inspect(head.as_bytes()), Verdict::Pass(n) if n == head.len()) {
+                proptest::prop_assert!(target.parse::<http::Uri>().is_ok());
+            }
+        }
+    }
+}

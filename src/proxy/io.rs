@@ -1,0 +1,393 @@
+//! An app's connection as hyper's HTTP/1 server reads it: only bytes that the inspector let pass.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
+
+use crate::error::Error;
+use crate::proxy::head::{Bounds, Inspector, REFUSED_HEAD, Verdict};
+
+/// How much is taken at once into our own memory, where hyper's own can't be used.
+const PIECE: usize = 2048;
+/// What an app may send behind a CONNECT before it has the answer.
+const MAX_EARLY: usize = 16 * 1024;
+/// How long, and for how much, we go on reading after our last byte, so that an app that still sends reads the answer
+/// rather than a reset.
+const LINGER: Duration = Duration::from_secs(1);
+const MAX_LINGER_BYTES: usize = 1024 * 1024;
+
+/// What the connection and the requests on it tell each other.
+#[derive(Debug, Default)]
+pub(crate) struct Link {
+    /// A 101 is on its way: what the app sends from now on is not HTTP.
+    opaque: AtomicBool,
+    /// Close with a reset: what was sent must not be taken for complete.
+    reset: AtomicBool,
+    /// Why the body that is being read broke.
+    broken: Mutex<Option<&'static str>>,
+    /// What the stand-in request is to be answered with.
+    refusal: Mutex<Option<Error>>,
+}
+
+impl Link {
+    /// What the app sends from now on is not HTTP.
+    pub(crate) fn open(&self) {
+        self.opaque.store(true, Ordering::Relaxed);
+    }
+
+    /// The connection is to end with a reset.
+    pub(crate) fn reset(&self) {
+        self.reset.store(true, Ordering::Relaxed);
+    }
+
+    /// Why a request that is no real one is refused.
+    pub(crate) fn take_refusal(&self) -> Option<Error> {
+        self.refusal.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// What was wrong with the framing of the request's body, where it broke by that.
+    pub(crate) fn broken(&self) -> Option<&'static str> {
+        *self.broken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// See the module.
+pub(crate) struct AppIo {
+    /// `None` only once taken.
+    stream: Option<TcpStream>,
+    link: Arc<Link>,
+    inspector: Inspector,
+    /// Read but not passed on. The first `ready` bytes may be.
+    held: BytesMut,
+    ready: usize,
+    /// `held` has bytes that were not inspected yet.
+    fresh: bool,
+    /// A head was refused, or a body broke: nothing more is passed on.
+    over: Option<Over>,
+    header_timeout: Duration,
+    /// Runs while a head is half there.
+    clock: Option<Pin<Box<Sleep>>>,
+    /// Bytes that may still be read away after the last answer; `None` until that is sent.
+    linger: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Over {
+    Refused,
+    Broken,
+}
+
+impl AppIo {
+    /// A connection of which `first` was read already. The clock of the first head ends at `deadline`.
+    pub(crate) fn new(
+        stream: TcpStream,
+        first: BytesMut,
+        deadline: Instant,
+        link: Arc<Link>,
+        bounds: Bounds,
+        header_timeout: Duration,
+    ) -> AppIo {
+        AppIo {
+            stream: Some(stream),
+            link,
+            inspector: Inspector::new(bounds),
+            fresh: !first.is_empty(),
+            held: first,
+            ready: 0,
+            over: None,
+            header_timeout,
+            clock: Some(Box::pin(tokio::time::sleep_until(deadline))),
+            linger: None,
+        }
+    }
+
+    /// The socket, and what was read of it but not passed on.
+    pub(crate) fn into_parts(mut self) -> Option<(TcpStream, Bytes)> {
+        let stream = self.stream.take()?;
+        Some((stream, std::mem::take(&mut self.held).freeze()))
+    }
+
+    fn stream(&mut self) -> io::Result<Pin<&mut TcpStream>> {
+        self.stream.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    /// Hands out what may be handed out.
+    fn deliver(&mut self, buf: &mut ReadBuf<'_>) {
+        let n = self.ready.min(buf.remaining());
+        buf.put_slice(&self.held[..n]);
+        self.held.advance(n);
+        self.ready -= n;
+        if self.held.is_empty() {
+            // An idle connection keeps no memory here.
+            self.held = BytesMut::new();
+        }
+    }
+
+    /// The head that begins `ready` bytes into `held` is answered with an error, and nothing behind it is read.
+    fn refuse(&mut self, error: Error) {
+        self.held.truncate(self.ready);
+        self.held.extend_from_slice(REFUSED_HEAD);
+        self.ready = self.held.len();
+        self.clock = None;
+        self.over = Some(Over::Refused);
+        *self.link.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+    }
+
+    /// Acts on a verdict about all of `held` from `ready` on.
+    fn judge(&mut self) {
+        self.fresh = false;
+        match self.inspector.inspect(&self.held[self.ready..]) {
+            Verdict::Pass(n) => self.ready += n,
+            Verdict::Refuse(n, error) => {
+                self.ready += n;
+                self.refuse(error);
+            }
+            Verdict::Broken(n, what) => {
+                self.ready += n;
+                self.broke(what);
+            }
+        }
+    }
+
+    fn broke(&mut self, what: &'static str) {
+        self.held.truncate(self.ready);
+        self.over = Some(Over::Broken);
+        *self.link.broken.lock().unwrap_or_else(PoisonError::into_inner) = Some(what);
+    }
+
+    /// Reads into `held`. How much came; 0 is the end.
+    fn fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let mut piece = [0; PIECE];
+        let mut piece = ReadBuf::new(&mut piece);
+        ready!(self.stream()?.poll_read(cx, &mut piece))?;
+        self.held.extend_from_slice(piece.filled());
+        Poll::Ready(Ok(piece.filled().len()))
+    }
+
+    /// A head is half there: it has to be complete in time.
+    fn poll_clock(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if !self.inspector.in_head() || self.held.len() == self.ready {
+            return Poll::Pending;
+        }
+        let timeout = self.header_timeout;
+        self.clock.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout))).as_mut().poll(cx)
+    }
+
+    /// Whether the app may still be sending something that nobody will read.
+    fn unfinished(&self) -> bool {
+        self.over.is_some() || !self.inspector.in_head() || !self.held.is_empty()
+    }
+}
+
+impl AsyncRead for AppIo {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let me = self.get_mut();
+        if me.link.opaque.load(Ordering::Relaxed) && !me.inspector.opaque() {
+            me.inspector.open();
+        }
+        loop {
+            if me.ready > 0 {
+                me.deliver(buf);
+                return Poll::Ready(Ok(()));
+            }
+            match me.over {
+                Some(Over::Broken) => return Poll::Ready(Err(io::ErrorKind::InvalidData.into())),
+                // The stand-in is the last request. Its answer ends the connection.
+                Some(Over::Refused) => return Poll::Pending,
+                None => {}
+            }
+            if me.fresh {
+                me.judge();
+                continue;
+            }
+            if me.inspector.opaque() {
+                // Kept for the tunnel. Reading goes on for the sake of noticing that the app hung up.
+                if me.held.len() >= MAX_EARLY {
+                    return Poll::Pending;
+                }
+                match ready!(me.fill(cx))? {
+                    0 if me.held.is_empty() => return Poll::Ready(Ok(())),
+                    0 => return Poll::Pending,
+                    _ => continue,
+                }
+            }
+            if me.held.is_empty() {
+                let before = buf.filled().len();
+                ready!(me.stream()?.poll_read(cx, buf))?;
+                let new = &buf.filled()[before..];
+                if new.is_empty() {
+                    return Poll::Ready(Ok(()));
+                }
+                let good = match me.inspector.inspect(new) {
+                    Verdict::Pass(n) => {
+                        me.held.extend_from_slice(&new[n..]);
+                        n
+                    }
+                    Verdict::Refuse(n, error) => {
+                        me.refuse(error);
+                        n
+                    }
+                    Verdict::Broken(n, what) => {
+                        me.broke(what);
+                        n
+                    }
+                };
+                buf.set_filled(before + good);
+                if me.held.is_empty() && me.inspector.in_head() {
+                    me.clock = None;
+                }
+                if good > 0 {
+                    return Poll::Ready(Ok(()));
+                }
+                continue;
+            }
+            match me.fill(cx) {
+                Poll::Ready(Ok(0)) if me.inspector.in_head() => {
+                    me.refuse(Error::BadRequest("the connection ended in the middle of a head"));
+                }
+                Poll::Ready(Ok(0)) => return Poll::Ready(Ok(())),
+                Poll::Ready(Ok(_)) => {
+                    me.judge();
+                    if !me.inspector.in_head() || me.held.len() == me.ready {
+                        me.clock = None;
+                    }
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    ready!(me.poll_clock(cx));
+                    me.refuse(Error::AppSilent);
+                }
+            }
+        }
+    }
+}
+
+impl AsyncWrite for AppIo {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.get_mut().stream()?.poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().stream()?.poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let me = self.get_mut();
+        if me.linger.is_none() {
+            if me.link.reset.load(Ordering::Relaxed) {
+                return Poll::Ready(Ok(()));
+            }
+            ready!(me.stream()?.poll_shutdown(cx))?;
+            if !me.unfinished() {
+                return Poll::Ready(Ok(()));
+            }
+            me.clock = Some(Box::pin(tokio::time::sleep(LINGER)));
+            me.linger = Some(MAX_LINGER_BYTES);
+        }
+        while let Some(left) = me.linger.filter(|&left| left > 0) {
+            me.held.clear();
+            match me.fill(cx) {
+                Poll::Ready(Ok(0) | Err(_)) => break,
+                Poll::Ready(Ok(n)) => me.linger = Some(left.saturating_sub(n)),
+                Poll::Pending => {
+                    if let Some(clock) = &mut me.clock {
+                        ready!(clock.as_mut().poll(cx));
+                    }
+                    break;
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.get_mut().stream()?.poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+}
+
+impl Drop for AppIo {
+    fn drop(&mut self) {
+        if let Some(stream) = &self.stream
+            && self.link.reset.load(Ordering::Relaxed)
+        {
+            // Where it fails the socket is gone already.
+            let _ = stream.set_zero_linger();
+        }
+    }
+}
+
+/// A connection of which some bytes were read already, and are read again.
+pub(crate) struct Replayed {
+    stream: TcpStream,
+    first: Bytes,
+}
+
+impl Replayed {
+    /// `first` comes before what the stream has.
+    pub(crate) fn new(stream: TcpStream, first: Bytes) -> Replayed {
+        Replayed { stream, first }
+    }
+
+    /// The end of it is to be a reset.
+    pub(crate) fn abort(&self) {
+        let _ = self.stream.set_zero_linger();
+    }
+}
+
+impl AsyncRead for Replayed {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let me = self.get_mut();
+        if me.first.is_empty() {
+            return Pin::new(&mut me.stream).poll_read(cx, buf);
+        }
+        let n = me.first.len().min(buf.remaining());
+        buf.put_slice(&me.first[..n]);
+        me.first.advance(n);
+        if me.first.is_empty() {
+            me.first = Bytes::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Replayed {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+}

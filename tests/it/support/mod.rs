@@ -1,0 +1,85 @@
+//! A proxy from YAML, a scripted origin, and a client that sees every byte.
+
+#![allow(dead_code, reason = "each scenario uses its part")]
+
+mod client;
+mod origin;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use outrigger::app::App;
+use outrigger::config::load::{Options, load};
+
+pub use client::Client;
+pub use origin::{Conn, Origin, Seen};
+
+/// Longer than anything here takes, shorter than anybody's patience.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A whole proxy, on free ports.
+pub struct Proxy {
+    app: Option<App>,
+    _file: tempfile::NamedTempFile,
+}
+
+impl Proxy {
+    /// From the text behind `listeners`, with `up` (the origin) as `http://up.test`.
+    pub async fn for_origin(origin: &Origin, more: &str) -> Proxy {
+        let text = format!(
+            "upstreams:\n  up:\n    hosts: [up.test, \"127.0.0.1\"]\n    to: [\"http://{}\"]\n    listen: 127.0.0.1:0\n    allow_addresses: [loopback]\n{more}",
+            origin.address()
+        );
+        Proxy::start(&text).await
+    }
+
+    /// From everything but `version` and `listeners`.
+    pub async fn start(text: &str) -> Proxy {
+        let text =
+            format!("version: 1\nlisteners: {{proxy: \"127.0.0.1:0\", admin: off, probes: \"127.0.0.1:0\"}}\n{text}");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &text).unwrap();
+        let loaded = load(file.path(), Options::default()).unwrap();
+        let Some(config) = loaded.config else { panic!("{text}\n{:?}", loaded.problems) };
+        let app = App::start(config, file.path().to_owned()).await.unwrap();
+        Proxy { app: Some(app), _file: file }
+    }
+
+    /// Where a listener is: `proxy`, `probes`, or an upstream's name.
+    pub fn address(&self, listener: &str) -> SocketAddr {
+        self.app.as_ref().unwrap().address(listener)
+    }
+
+    /// A connection to the proxy port.
+    pub async fn connect(&self) -> Client {
+        Client::connect(self.address("proxy")).await
+    }
+
+    /// Sends bytes to the proxy port on a connection of their own and reads until it is closed.
+    pub async fn talk(&self, bytes: &[u8]) -> String {
+        let mut client = self.connect().await;
+        client.send(bytes).await;
+        String::from_utf8_lossy(&client.rest().await).into_owned()
+    }
+
+    /// The metrics.
+    pub async fn metrics(&self) -> String {
+        let mut client = Client::connect(self.address("probes")).await;
+        client.send(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n").await;
+        String::from_utf8_lossy(&client.rest().await).into_owned()
+    }
+
+    /// Ends it.
+    pub async fn stop(mut self) {
+        self.app.take().unwrap().stop().await;
+    }
+}
+
+/// Waits for something that has no event of its own, such as a counter.
+pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !holds().await {
+        assert!(tokio::time::Instant::now() < deadline, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
