@@ -71,7 +71,7 @@ impl Reloader {
         config: Config,
         path: PathBuf,
         logging: Option<Logging>,
-        make: impl FnOnce(Arc<Shared<Table>>, Arc<Shared<AccessLog>>) -> Proxy,
+        make: impl FnOnce(Arc<Shared<Table>>, Arc<Shared<AccessLog>>) -> Arc<Proxy>,
         metrics: &Arc<crate::telemetry::metrics::Metrics>,
     ) -> Result<Arc<Reloader>, String> {
         let config = Arc::new(config);
@@ -85,7 +85,7 @@ impl Reloader {
         let (listeners, _) = plan.settle();
         Ok(Arc::new(Reloader {
             path,
-            proxy: Arc::new(proxy),
+            proxy,
             replay,
             logging,
             last: Shared::new(Arc::new(Status::start())),
@@ -217,7 +217,6 @@ impl Reloader {
         let old = self.proxy.table.load();
         let table = Arc::new(table);
         self.proxy.table.store(table.clone());
-        self.replay.set_cap(config.limits.replay_memory);
         if let Some(logging) = &self.logging {
             logging.apply(&config.log);
         }
@@ -233,8 +232,7 @@ impl Reloader {
         // A file that changed while it was read is read again at the next look.
         let torn = world.watch.as_mut().is_some_and(Watch::changed);
         world.watch = if torn { world.watch.take() } else { Some(watch) };
-        old.retire(&table);
-        self.proxy.metrics.retain(&|upstream, route| kept(&table, upstream, route));
+        table.take_over(Some(&old), &self.proxy.metrics);
         let mut status = Status::took(cause, changes::between(&old.config, &config), warnings);
         status.torn = torn;
         status
@@ -271,10 +269,6 @@ fn access(config: &Config, logging: Option<&Logging>) -> AccessLog {
 }
 
 /// Whether the series of an upstream, or of one of its lanes, live on.
-fn kept(table: &Table, upstream: &str, route: &str) -> bool {
-    let found = if *table.unmatched.name == *upstream { Some(&table.unmatched) } else { table.named(upstream) };
-    found.is_some_and(|found| route.is_empty() || found.routes.iter().any(|(_, lane)| *lane.route == *route))
-}
 
 /// A problem that has no place in the file.
 fn sentence(message: String) -> Problem {

@@ -268,10 +268,9 @@ impl Admin {
 /// Orders every circuit of an upstream, and tells whether it has one. `None`: there is no such upstream.
 fn apply(table: &Table, name: &str, order: Override) -> Option<(Arc<Upstream>, bool)> {
     let upstream = table.named(name)?;
-    let now = Instant::now();
     let mut any = false;
     for (lane, _) in scrape::lanes(upstream) {
-        any |= lane.policies.order(order, now);
+        any |= lane.policies.order(order);
     }
     if any {
         tracing::warn!(upstream = name, order = ?order, "an operator ordered the circuit");

@@ -59,3 +59,15 @@ pub struct Destination {
     /// False on an upstream's own `listen` port, where `Host` is always that of `to`.
     pub keep_host: bool,
 }
+
+/// Makes the connection of a tunnel.
+pub trait Dial: Send + Sync {
+    /// What it gives.
+    type Connection: Send;
+
+    /// Tries once.
+    ///
+    /// # Errors
+    /// What kept the connection from being made.
+    fn dial(&self, attempt: &Attempt) -> impl Future<Output = Result<Self::Connection>> + Send;
+}

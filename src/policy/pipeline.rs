@@ -31,7 +31,7 @@ use crate::policy::rate_limit::{Bucket, RateLimit};
 use crate::policy::replay::{Replay, ReplayMemory};
 use crate::policy::retry::{Decision, Facts, Outcome, Retry};
 use crate::policy::timeout::{Clocks, Deadline, Supervised};
-use crate::policy::{Destination, Transport, breaker, concurrency, rate_limit, retry, retry_after, timeout};
+use crate::policy::{Destination, Dial, Transport, breaker, concurrency, rate_limit, retry, retry_after, timeout};
 use crate::telemetry::report::{AttemptResult, CircuitState, LaneReport, RetryReason, Skipped, UpstreamReport};
 
 /// The policy blocks of one lane, merged.
@@ -234,11 +234,7 @@ impl Policies {
     ///
     /// # Errors
     /// As [`Policies::request`].
-    pub async fn tunnel<C: Send>(
-        &self,
-        exchange: &Arc<Exchange>,
-        dial: impl AsyncFn(&Attempt) -> Result<C>,
-    ) -> Result<C> {
+    pub async fn tunnel<D: Dial>(&self, exchange: &Arc<Exchange>, way: &D) -> Result<D::Connection> {
         let no_headers = HeaderMap::new();
         let deadline = Deadline::new(&self.settings.timeouts, &no_headers, false);
         let mut attempts = 0;
@@ -254,7 +250,7 @@ impl Policies {
             let attempt = Attempt::new(exchange.clone(), self.settings.timeouts.connect);
             let clocks = self.clocks(deadline, false);
             let mut running = Running::new(&self.lane, admission);
-            let result = running.run(exchange, clocks, || attempt.phase(), dial(&attempt)).await;
+            let result = running.run(exchange, clocks, || attempt.phase(), way.dial(&attempt)).await;
             let verdict = match &result {
                 Ok(_) => Verdict::Passing,
                 Err(error) => self.judge_error(error),

@@ -1,14 +1,16 @@
 //! Tests of the policies together: what an app gets and what its upstream sees, on paused time.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use http::Method;
 use http_body_util::BodyExt;
 use tokio::time::Instant;
 
-use crate::error::Sent;
+use crate::error::{ConnectFailure, Error, Result, Sent};
+use crate::message::{Attempt, Exchange};
+use crate::policy::Dial;
 use crate::policy::rate_limit;
 use crate::policy::testing::{Bench, Step, settings};
 use crate::policy::{budget, concurrency};
@@ -312,10 +314,9 @@ async fn a_body_that_falls_silent_ends_by_the_idle_clock() {
     let bench = Bench::new(settings(), [OK]);
     let answer = bench.get().await.result.unwrap();
     let hanging = answer.map(|_| ()).into_parts().0;
-    let body = http_body_util::StreamBody::new(futures_util::stream::pending::<
-        Result<http_body::Frame<bytes::Bytes>, crate::error::Error>,
-    >());
-    let exchange = crate::message::Exchange::new(Instant::now());
+    let body =
+        http_body_util::StreamBody::new(futures_util::stream::pending::<Result<http_body::Frame<bytes::Bytes>>>());
+    let exchange = Exchange::new(Instant::now());
     let idle = Some(Duration::from_secs(60));
     let carry = crate::policy::pipeline::Carry::new(body.boxed_unsync(), exchange, idle, None, None);
     let start = Instant::now();
@@ -330,19 +331,28 @@ async fn a_tunnel_is_retried_and_judged_by_its_connection() {
     settings.retry.as_mut().unwrap().budget =
         Some(budget::Settings { ratio: Ratio::new(1.0).unwrap(), min_per_second: 10.try_into().unwrap() });
     let bench = Bench::new(settings, [OK]);
-    let exchange = crate::message::Exchange::new(Instant::now());
-    let dials = std::sync::atomic::AtomicU32::new(0);
-    let refused =
-        || crate::error::Error::Connect { failure: crate::error::ConnectFailure::Refused, detail: String::new() };
-    let connected = bench
-        .policies
-        .tunnel(&exchange, async |_| if dials.fetch_add(1, Ordering::Relaxed) < 2 { Err(refused()) } else { Ok(7) });
-    assert_eq!(connected.await.unwrap(), 7);
+    let exchange = Exchange::new(Instant::now());
+    let way = Way { dials: AtomicU32::new(0), refused: 2 };
+    assert_eq!(bench.policies.tunnel(&exchange, &way).await.unwrap(), 3);
     assert_eq!(bench.policies.status(Instant::now()).circuit.unwrap().consecutive_failures, 2);
-    for _ in 0..2 {
-        let failed = bench.policies.tunnel(&exchange, async |_| Err::<(), _>(refused())).await;
-        assert!(failed.is_err());
+    let way = Way { dials: AtomicU32::new(0), refused: 3 };
+    assert_eq!(bench.policies.tunnel(&exchange, &way).await.unwrap_err().code(), "connection_refused");
+    assert_eq!(way.dials.load(Ordering::Relaxed), 3);
+    assert_eq!(bench.policies.tunnel(&exchange, &way).await.unwrap_err().code(), "circuit_open");
+}
+
+/// Refuses the first connections.
+struct Way {
+    dials: AtomicU32,
+    refused: u32,
+}
+
+impl Dial for Way {
+    type Connection = u32;
+
+    async fn dial(&self, _attempt: &Attempt) -> Result<u32> {
+        let dials = self.dials.fetch_add(1, Ordering::Relaxed) + 1;
+        let refused = Error::Connect { failure: ConnectFailure::Refused, detail: String::new() };
+        if dials <= self.refused { Err(refused) } else { Ok(dials) }
     }
-    let error = bench.policies.tunnel(&exchange, async |_| Ok(())).await.unwrap_err();
-    assert_eq!(error.code(), "circuit_open");
 }

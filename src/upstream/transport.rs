@@ -86,7 +86,8 @@ impl Transport {
             .to
             .iter()
             .map(|origin| {
-                let host = HeaderValue::try_from(origin.authority()).map_err(|_| format!("{origin} is no authority"))?;
+                let host =
+                    HeaderValue::try_from(origin.authority()).map_err(|_| format!("{origin} is no authority"))?;
                 let server = settings.tls.server_name.clone().unwrap_or_else(|| origin.host.clone());
                 Ok(Endpoint { key: Arc::new(Key { origin: origin.clone(), server, http1: false }), host })
             })
