@@ -306,7 +306,7 @@ mod tests {
                 let (log, link, handler) = (Arc::clone(&log), Arc::clone(&shared), Arc::clone(&handler));
                 async move {
                     let asked = Asked { http1: true, ..Asked::default() };
-                    if let Some(error) = link.take_refusal() {
+                    if let Some(error) = link.refusal(request.method()) {
                         return respond::answer(&error, asked, Progress::default())
                             .map(|body| ResponseBody::full(body, None));
                     }
@@ -326,8 +326,7 @@ mod tests {
             Err(_) => {
                 let error = Error::BadRequest(link.broken().unwrap_or("gone"));
                 let asked = Asked { http1: true, ..Asked::default() };
-                return respond::answer(&error, asked, Progress::default())
-                    .map(|body| ResponseBody::full(body, None));
+                return respond::answer(&error, asked, Progress::default()).map(|body| ResponseBody::full(body, None));
             }
         };
         Response::new(ResponseBody::full(text.into(), None))
@@ -419,8 +418,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_whose_chunks_break_is_answered_with_400() {
-        let (got, _) =
-            talk(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n").await;
+        let (got, _) = talk(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabcd\r\n").await;
         assert!(got.starts_with("HTTP/1.1 400 "), "{got}");
         assert!(got.contains("a chunk is longer than it says"), "{got}");
     }
@@ -441,7 +439,8 @@ mod tests {
 
     /// A body that ends with an error after `text`.
     fn breaking(text: &'static str) -> ResponseBody {
-        let mut frames = vec![Err(Error::UpstreamSilent), Ok(http_body::Frame::data(Bytes::from_static(text.as_bytes())))];
+        let mut frames =
+            vec![Err(Error::UpstreamSilent), Ok(http_body::Frame::data(Bytes::from_static(text.as_bytes())))];
         ResponseBody::boxed(Frames(Box::new(move || frames.pop())))
     }
 

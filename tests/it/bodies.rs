@@ -117,7 +117,9 @@ async fn expect_100_continue_is_end_to_end() {
     .await;
     let proxy = Proxy::for_origin(&origin, "").await;
     let post = |path| {
-        format!("POST http://up.test{path} HTTP/1.1\r\nHost: up.test\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n")
+        format!(
+            "POST http://up.test{path} HTTP/1.1\r\nHost: up.test\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n"
+        )
     };
     let mut app = proxy.connect().await;
     app.send(post("/yes")).await;

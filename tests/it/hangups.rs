@@ -57,7 +57,8 @@ async fn an_upload_that_breaks_off_never_reaches_the_upstream_whole() {
     let (origin, _, left) = endless("").await;
     let proxy = Proxy::for_origin(&origin, "").await;
     let mut app = proxy.connect().await;
-    app.send("POST http://up.test/ HTTP/1.1\r\nHost: up.test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n").await;
+    app.send("POST http://up.test/ HTTP/1.1\r\nHost: up.test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+        .await;
     drop(app);
     // Either nothing was sent, or the origin sees it break.
     if tokio::time::timeout(std::time::Duration::from_millis(500), left.notified()).await.is_ok() {

@@ -21,15 +21,27 @@ async fn malformed_requests_are_refused_and_nothing_of_them_is_forwarded() {
         ("url with userinfo", "GET http://u:p@up.test/ HTTP/1.1\r\nHost: up.test\r\n\r\n"),
         ("url without host", "GET http:///x HTTP/1.1\r\nHost: up.test\r\n\r\n"),
         ("other scheme", "GET ftp://up.test/ HTTP/1.1\r\nHost: up.test\r\n\r\n"),
-        ("length and chunked", "POST / HTTP/1.1\r\nHost: up.test\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
-        ("chunked and length", "POST / HTTP/1.1\r\nHost: up.test\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n"),
+        (
+            "length and chunked",
+            "POST / HTTP/1.1\r\nHost: up.test\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        ),
+        (
+            "chunked and length",
+            "POST / HTTP/1.1\r\nHost: up.test\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+        ),
         ("chunked twice", "POST / HTTP/1.1\r\nHost: up.test\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n"),
-        ("chunked on two lines", "POST / HTTP/1.1\r\nHost: up.test\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
+        (
+            "chunked on two lines",
+            "POST / HTTP/1.1\r\nHost: up.test\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        ),
         ("gzip, chunked", "POST / HTTP/1.1\r\nHost: up.test\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"),
         ("identity", "POST / HTTP/1.1\r\nHost: up.test\r\nTransfer-Encoding: identity\r\n\r\n"),
         ("chunked in 1.0", "POST / HTTP/1.0\r\nHost: up.test\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
         ("chunked behind a tab", "POST / HTTP/1.1\r\nHost: up.test\r\nTransfer-Encoding\t: chunked\r\n\r\n0\r\n\r\n"),
-        ("differing lengths", "POST / HTTP/1.1\r\nHost: up.test\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello"),
+        (
+            "differing lengths",
+            "POST / HTTP/1.1\r\nHost: up.test\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
+        ),
         ("repeated length", "POST / HTTP/1.1\r\nHost: up.test\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello"),
         ("signed length", "POST / HTTP/1.1\r\nHost: up.test\r\nContent-Length: +5\r\n\r\nhello"),
         ("length list", "POST / HTTP/1.1\r\nHost: up.test\r\nContent-Length: 5,5\r\n\r\nhello"),
@@ -74,7 +86,13 @@ async fn malformed_requests_are_refused_and_nothing_of_them_is_forwarded() {
 
 #[tokio::test]
 async fn a_body_with_broken_chunks_never_reaches_the_upstream_whole() {
-    for body in ["3\nabc\r\n0\r\n\r\n", "3\r\nabcd\r\n0\r\n\r\n", "zz\r\n", "ffffffffffffffff1\r\n", "3\r\nabc\r\n0\r\nbad\r\n\r\n"] {
+    for body in [
+        "3\nabc\r\n0\r\n\r\n",
+        "3\r\nabcd\r\n0\r\n\r\n",
+        "zz\r\n",
+        "ffffffffffffffff1\r\n",
+        "3\r\nabc\r\n0\r\nbad\r\n\r\n",
+    ] {
         let origin = Origin::answering(OK).await;
         let proxy = Proxy::for_origin(&origin, "").await;
         let head = "POST http://up.test/ HTTP/1.1\r\nHost: up.test\r\nTransfer-Encoding: chunked\r\n\r\n";
@@ -94,9 +112,13 @@ async fn connection_cannot_take_away_what_gives_a_request_its_meaning() {
         .await;
     assert!(got.starts_with("HTTP/1.1 200 "), "{got}");
     let seen = origin.only();
-    for (name, value) in
-        [("host", "up.test"), ("authorization", "Bearer x"), ("idempotency-key", "k"), ("cookie", "c"), ("content-length", "2")]
-    {
+    for (name, value) in [
+        ("host", "up.test"),
+        ("authorization", "Bearer x"),
+        ("idempotency-key", "k"),
+        ("cookie", "c"),
+        ("content-length", "2"),
+    ] {
         assert_eq!(seen.all(name), [value], "{name}");
     }
     assert_eq!(seen.body, b"hi");
@@ -106,7 +128,10 @@ async fn connection_cannot_take_away_what_gives_a_request_its_meaning() {
 #[tokio::test]
 async fn malformed_answers_are_502() {
     for (name, answer) in [
-        ("length and chunked", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"),
+        (
+            "length and chunked",
+            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
+        ),
         ("two encodings", "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"),
         ("differing lengths", "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok"),
         ("unasked switch", "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n"),
@@ -115,7 +140,9 @@ async fn malformed_answers_are_502() {
     ] {
         let origin = Origin::closing(answer).await;
         let proxy = Proxy::for_origin(&origin, "    retry: off\n").await;
-        let got = proxy.talk(b"POST http://up.test/ HTTP/1.1\r\nHost: up.test\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").await;
+        let got = proxy
+            .talk(b"POST http://up.test/ HTTP/1.1\r\nHost: up.test\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            .await;
         assert!(got.starts_with("HTTP/1.1 502 "), "{name}: {got:?}");
         proxy.stop().await;
     }

@@ -12,7 +12,7 @@ use outrigger::app::App;
 use outrigger::config::load::{Options, load};
 
 pub use client::Client;
-pub use origin::{Conn, Origin, Seen};
+pub use origin::Origin;
 
 /// Longer than anything here takes, shorter than anybody's patience.
 pub const PATIENCE: Duration = Duration::from_secs(20);
