@@ -8,12 +8,13 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
+use http::Method;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use crate::error::Error;
-use crate::proxy::head::{Bounds, Inspector, REFUSED_HEAD, Verdict};
+use crate::proxy::head::{Bounds, Inspector, REFUSED_HEAD, REFUSED_METHOD, Verdict};
 
 /// How much is taken at once into our own memory, where hyper's own can't be used.
 const PIECE: usize = 2048;
@@ -48,8 +49,11 @@ impl Link {
         self.reset.store(true, Ordering::Relaxed);
     }
 
-    /// Why a request that is no real one is refused.
-    pub(crate) fn take_refusal(&self) -> Option<Error> {
+    /// Why a request is refused, where it is the stand-in for one. Requests before it may still be under way.
+    pub(crate) fn refusal(&self, method: &Method) -> Option<Error> {
+        if method.as_str() != REFUSED_METHOD {
+            return None;
+        }
         self.refusal.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 

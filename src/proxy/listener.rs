@@ -306,7 +306,7 @@ mod tests {
                 let (log, link, handler) = (Arc::clone(&log), Arc::clone(&shared), Arc::clone(&handler));
                 async move {
                     let asked = Asked { http1: true, ..Asked::default() };
-                    if let Some(error) = link.take_refusal() {
+                    if let Some(error) = link.refusal(request.method()) {
                         return respond::answer(&error, asked, Progress::default())
                             .map(|body| ResponseBody::full(body, None));
                     }

@@ -147,7 +147,7 @@ async fn exchange(
     trace: u128,
     record: &mut Record,
 ) -> Result<Outcome> {
-    if let Some(refusal) = connection.link.as_ref().and_then(|link| link.take_refusal()) {
+    if let Some(refusal) = connection.link.as_ref().and_then(|link| link.refusal(request.method())) {
         return Err(refusal);
     }
     if request.extensions().get::<hyper::ext::Protocol>().is_some() {
