@@ -51,7 +51,9 @@ impl AddressRule {
                     (Err(_), Ok(ip)) => AddressRule::Cidr(IpNet::from(ip)),
                     (Err(_), Err(_)) => {
                         let classes = AddressRule::CLASSES.join(", ");
-                        return Err(format!("`{text}` is not an address, a CIDR such as 10.0.0.0/8, or one of {classes}"));
+                        return Err(format!(
+                            "`{text}` is not an address, a CIDR such as 10.0.0.0/8, or one of {classes}"
+                        ));
                     }
                 }
             }
@@ -139,7 +141,9 @@ fn inside(ip: Ipv6Addr) -> [Option<Ipv4Addr>; 2] {
     match s {
         // :: and ::1 are addresses of their own.
         [0, 0, 0, 0, 0, 0, 0, 0 | 1] => [None, None],
-        [0, 0, 0, 0, 0, 0 | 0xffff, _, _] | [0x64, 0xff9b, 0, 0, 0, 0, _, _] | [0x64, 0xff9b, 1, ..] => [last, local_nat64(s)],
+        [0, 0, 0, 0, 0, 0 | 0xffff, _, _] | [0x64, 0xff9b, 0, 0, 0, 0, _, _] | [0x64, 0xff9b, 1, ..] => {
+            [last, local_nat64(s)]
+        }
         // IPv4-translated (RFC 2765).
         [0, 0, 0, 0, 0xffff, 0, _, _] => [last, None],
         [0x2002, ..] => [Some(Ipv4Addr::from((bits >> 80) as u32)), None],
@@ -255,7 +259,9 @@ mod tests {
         ] {
             assert_eq!(judged(BUILT_IN, ip).as_deref(), Some(rule), "{ip}");
         }
-        for ip in ["8.8.8.8", "10.0.0.1", "128.0.0.1", "1.0.0.0", "2606:4700::1", "fd00::1", "fec0::1", "100.100.100.201"] {
+        for ip in
+            ["8.8.8.8", "10.0.0.1", "128.0.0.1", "1.0.0.0", "2606:4700::1", "fd00::1", "fec0::1", "100.100.100.201"]
+        {
             assert_eq!(judged(BUILT_IN, ip), None, "{ip}");
         }
     }

@@ -96,9 +96,15 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         "MB" => 1_000_000,
         "GB" => 1_000_000_000,
         "TB" => 1_000_000_000_000,
-        "K" | "Ki" | "k" | "kb" | "kib" | "Kb" => return Err(format!("`{text}` has no known unit: write `{number}KiB`")),
-        "M" | "Mi" | "m" | "mb" | "mib" | "Mb" => return Err(format!("`{text}` has no known unit: write `{number}MiB`")),
-        "G" | "Gi" | "g" | "gb" | "gib" | "Gb" => return Err(format!("`{text}` has no known unit: write `{number}GiB`")),
+        "K" | "Ki" | "k" | "kb" | "kib" | "Kb" => {
+            return Err(format!("`{text}` has no known unit: write `{number}KiB`"));
+        }
+        "M" | "Mi" | "m" | "mb" | "mib" | "Mb" => {
+            return Err(format!("`{text}` has no known unit: write `{number}MiB`"));
+        }
+        "G" | "Gi" | "g" | "gb" | "gib" | "Gb" => {
+            return Err(format!("`{text}` has no known unit: write `{number}GiB`"));
+        }
         _ => return Err(wrong()),
     };
     number.checked_mul(unit).ok_or_else(|| format!("`{text}` is too large"))
@@ -151,14 +157,37 @@ mod tests {
 
     #[test]
     fn durations_are_read_with_their_units() {
-        for (text, milliseconds) in
-            [("250ms", 250), ("2s", 2_000), ("1m30s", 90_000), ("1h", 3_600_000), ("1d", 86_400_000), ("0", 0), ("0s", 0)]
-        {
+        for (text, milliseconds) in [
+            ("250ms", 250),
+            ("2s", 2_000),
+            ("1m30s", 90_000),
+            ("1h", 3_600_000),
+            ("1d", 86_400_000),
+            ("0", 0),
+            ("0s", 0),
+        ] {
             assert_eq!(parse_duration(text), Ok(Duration::from_millis(milliseconds)), "{text}");
         }
         for bad in [
-            "", "10", "1.5s", "-1s", "s", "1 s", "1S", "1w", "1y", "1month", "30s1m", "1s1s", "5us", "400d", "1s2",
-            "18446744073709551615d", "99999999999999999999s", "1\u{b5}s", "\u{661}s",
+            "",
+            "10",
+            "1.5s",
+            "-1s",
+            "s",
+            "1 s",
+            "1S",
+            "1w",
+            "1y",
+            "1month",
+            "30s1m",
+            "1s1s",
+            "5us",
+            "400d",
+            "1s2",
+            "18446744073709551615d",
+            "99999999999999999999s",
+            "1\u{b5}s",
+            "\u{661}s",
         ] {
             assert!(parse_duration(bad).is_err(), "{bad}");
         }

@@ -15,7 +15,13 @@ pub(crate) fn policies(reader: &mut Reader<'_>, settings: &pipeline::Settings) {
     clocks(reader, settings);
     if let Some(retry) = &settings.retry {
         if retry.backoff.max < retry.backoff.base {
-            error(reader, &["retry", "backoff"], &["base", "max"], "`max` is shorter than `base`", "raise `max` or lower `base`");
+            error(
+                reader,
+                &["retry", "backoff"],
+                &["base", "max"],
+                "`max` is shorter than `base`",
+                "raise `max` or lower `base`",
+            );
         }
         let unsafe_method = retry.methods.iter().find(|method| !is_idempotent(method));
         if let Some(method) = unsafe_method.filter(|_| retry.max_attempts.get() > 1) {
@@ -30,7 +36,8 @@ pub(crate) fn policies(reader: &mut Reader<'_>, settings: &pipeline::Settings) {
                 let help = "list a header in `idempotency_headers`";
                 error(reader, &["retry"], &["generate_idempotency_key"], "has no header to send the key in", help);
             } else {
-                let message = "only an upstream that documents such a header honours it: any other carries out each attempt";
+                let message =
+                    "only an upstream that documents such a header honours it: any other carries out each attempt";
                 let help = "make sure that its documentation promises idempotency";
                 warn(reader, &["retry"], &["generate_idempotency_key"], message, help);
             }
@@ -39,7 +46,13 @@ pub(crate) fn policies(reader: &mut Reader<'_>, settings: &pipeline::Settings) {
     if let Some(breaker) = &settings.circuit_breaker {
         if breaker.max_open_for < breaker.open_for {
             let help = "raise `max_open_for` or lower `open_for`";
-            error(reader, &["circuit_breaker"], &["open_for", "max_open_for"], "`max_open_for` is shorter than `open_for`", help);
+            error(
+                reader,
+                &["circuit_breaker"],
+                &["open_for", "max_open_for"],
+                "`max_open_for` is shorter than `open_for`",
+                help,
+            );
         }
         if breaker.consecutive_failures.is_none() && breaker.failure_rate.is_none() {
             let help = "keep `consecutive_failures` or `failure_rate`, or write `circuit_breaker: off`";
@@ -49,7 +62,8 @@ pub(crate) fn policies(reader: &mut Reader<'_>, settings: &pipeline::Settings) {
         if let (Some(slow), Some(attempt)) = (breaker.slow_after, settings.timeouts.attempt)
             && slow >= attempt
         {
-            let message = format!("is never reached: `timeouts.attempt` ends the attempt after {}", show_duration(attempt));
+            let message =
+                format!("is never reached: `timeouts.attempt` ends the attempt after {}", show_duration(attempt));
             warn(reader, &["circuit_breaker"], &["slow_after"], &message, "make it shorter than `timeouts.attempt`");
         }
     }
@@ -100,7 +114,10 @@ pub(crate) fn upstream(reader: &mut Reader<'_>, upstream: &Upstream) {
         let help = "write `to: [https://…]`, or exactly one host without `*` in `hosts`";
         reader.problem("listen", "doesn't know where to lead".to_owned(), Some(help.to_owned()));
     }
-    if upstream.hosts.is_empty() && !writes_listen && reader.node().get("hosts").is_none_or(|node| node.items().is_empty()) {
+    if upstream.hosts.is_empty()
+        && !writes_listen
+        && reader.node().get("hosts").is_none_or(|node| node.items().is_empty())
+    {
         let help = "write `hosts: [api.example.com]`, or `listen` with a port of its own";
         reader.warning("hosts", "no host leads to this upstream".to_owned(), Some(help.to_owned()));
     }
@@ -109,7 +126,11 @@ pub(crate) fn upstream(reader: &mut Reader<'_>, upstream: &Upstream) {
         reader.warning("listen", "is not a loopback address: whoever reaches it can use it".to_owned(), Some(help));
     }
     if writes_to && reader.node().get("scheme").is_some_and(|node| written(node).is_some()) {
-        reader.warning("scheme", "has no effect, since `to` names the scheme".to_owned(), Some("take it out".to_owned()));
+        reader.warning(
+            "scheme",
+            "has no effect, since `to` names the scheme".to_owned(),
+            Some("take it out".to_owned()),
+        );
     }
     if !upstream.to.is_empty()
         && upstream.to.iter().all(|origin| origin.scheme == Scheme::Http)
@@ -119,7 +140,8 @@ pub(crate) fn upstream(reader: &mut Reader<'_>, upstream: &Upstream) {
         reader.warning_at(Some(place), "tls", "has no effect, since `to` is plain HTTP".to_owned(), help);
     }
     for (block, switch) in [("rate_limit", "requests"), ("concurrency", "max_in_flight")] {
-        let node = reader.node().get(block).filter(|node| node.is_map() && node.layer > crate::document::Layer::Defaults);
+        let node =
+            reader.node().get(block).filter(|node| node.is_map() && node.layer > crate::document::Layer::Defaults);
         if node.is_some_and(|node| node.get(switch).is_none()) {
             let help = format!("write `{switch}`");
             reader.warning(block, format!("has no effect without `{switch}`"), Some(help));
@@ -178,7 +200,12 @@ pub(crate) fn whole(config: &Config, top: &Node, problems: &mut Problems) {
             if place.is_some() {
                 let path = format!("upstreams.{}.retry.max_body", upstream.name);
                 let help = "raise `limits.replay_memory` or lower it";
-                problems.warning(place, &path, "is more than `limits.replay_memory` has for all requests together", Some(help));
+                problems.warning(
+                    place,
+                    &path,
+                    "is more than `limits.replay_memory` has for all requests together",
+                    Some(help),
+                );
             }
         }
     }
@@ -229,7 +256,9 @@ pub(crate) fn covers(earlier: &Match, later: &Match) -> bool {
     let path = match (&earlier.path, &later.path) {
         (PathMatch::Any, _) => true,
         (PathMatch::Prefix(prefix), _) if prefix == "/" => true,
-        (PathMatch::Prefix(prefix), PathMatch::Exact(path) | PathMatch::Prefix(path)) => path.starts_with(prefix.as_str()),
+        (PathMatch::Prefix(prefix), PathMatch::Exact(path) | PathMatch::Prefix(path)) => {
+            path.starts_with(prefix.as_str())
+        }
         (PathMatch::Exact(a), PathMatch::Exact(b)) => a == b,
         (PathMatch::Regex(regex), PathMatch::Exact(path)) => regex.is_match(path),
         (PathMatch::Regex(a), PathMatch::Regex(b)) => a.as_str() == b.as_str(),

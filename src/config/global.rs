@@ -1,9 +1,7 @@
 //! The settings that are not any upstream's.
 
 use crate::address::{AddressRule, AddressSet};
-use crate::config::{
-    AccessLog, Dns, Egress, Limits, Listeners, Log, LogLevel, LogPath, Secret, Shutdown, host,
-};
+use crate::config::{AccessLog, Dns, Egress, Limits, Listeners, Log, LogLevel, LogPath, Secret, Shutdown, host};
 use crate::document::Reader;
 use crate::document::tree::Node;
 use crate::units::show_size;
@@ -48,7 +46,11 @@ pub(crate) fn listeners(reader: &mut Reader<'_>) -> Option<Listeners> {
         }
         if !has_token && admin.is_some_and(|address| !address.ip().is_loopback()) {
             let help = "write `admin_token: ${file:/path}` at the top of the file, or a loopback address here";
-            reader.problem("admin", "needs `admin_token`, since it is not a loopback address".to_owned(), Some(help.into()));
+            reader.problem(
+                "admin",
+                "needs `admin_token`, since it is not a loopback address".to_owned(),
+                Some(help.into()),
+            );
         }
         Some(Listeners { proxy: proxy?, admin, admin_token: None, probes })
     })??;
@@ -99,10 +101,13 @@ pub(crate) fn egress(reader: &mut Reader<'_>) -> Egress {
             Ok(_) | Err(_) => Err(format!("`{text}` is not a port from 1 to 65535")),
         }))
     };
-    if connect_ports.as_ref().is_some_and(Vec::is_empty) && reader.node().get("connect_ports").is_some_and(|n| n.items().is_empty() && n.scalar().is_none()) {
+    if connect_ports.as_ref().is_some_and(Vec::is_empty)
+        && reader.node().get("connect_ports").is_some_and(|n| n.items().is_empty() && n.scalar().is_none())
+    {
         let help = "write the ports, or `any`; `https: deny` refuses CONNECT for one upstream";
         reader.problem("connect_ports", "names no port".to_owned(), Some(help.to_owned()));
     }
+    reader.reserved(&["via"]);
     Egress { forward_unmatched, deny: AddressSet(deny), connect_ports }
 }
 
@@ -116,7 +121,11 @@ pub(crate) fn dns(reader: &mut Reader<'_>) -> Dns {
         hosts_file: reader.boolean("hosts_file"),
     };
     if dns.min_ttl > dns.max_ttl {
-        reader.problem("min_ttl", "is longer than `max_ttl`".to_owned(), Some("raise `max_ttl` or lower `min_ttl`".into()));
+        reader.problem(
+            "min_ttl",
+            "is longer than `max_ttl`".to_owned(),
+            Some("raise `max_ttl` or lower `min_ttl`".into()),
+        );
     }
     dns
 }
@@ -180,7 +189,8 @@ pub(crate) fn log(reader: &mut Reader<'_>) -> Log {
 
 /// What the control group allows this process, in bytes: the least of the limits on the way to the root.
 pub(crate) fn memory_limit() -> Option<u64> {
-    let mut files = vec!["/sys/fs/cgroup/memory.max".to_owned(), "/sys/fs/cgroup/memory/memory.limit_in_bytes".to_owned()];
+    let mut files =
+        vec!["/sys/fs/cgroup/memory.max".to_owned(), "/sys/fs/cgroup/memory/memory.limit_in_bytes".to_owned()];
     for line in std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default().lines() {
         let mut parts = line.splitn(3, ':');
         if let (Some(_), Some(controllers), Some(path)) = (parts.next(), parts.next(), parts.next()) {

@@ -39,7 +39,9 @@ pub(crate) fn origin(text: &str) -> Result<Origin, String> {
     // A lone slash is the origin's own.
     let rest = rest.strip_suffix('/').unwrap_or(rest);
     if rest.contains('@') {
-        return Err("must be an origin: user information is not supported; let the app send its `Authorization`".to_owned());
+        return Err(
+            "must be an origin: user information is not supported; let the app send its `Authorization`".to_owned()
+        );
     }
     if rest.contains(['/', '?', '#']) {
         return Err("must be an origin: leave the path and query out, the app's own are used".to_owned());
@@ -103,7 +105,9 @@ mod tests {
         assert_eq!(shown("*.x.com:8443"), Ok((true, "x.com".into(), Some(8443))));
         assert_eq!(shown("[::1]:80"), Ok((false, "[::1]".into(), Some(80))));
         assert_eq!(shown("10.0.0.1"), Ok((false, "10.0.0.1".into(), None)));
-        for bad in ["*", "", "*.", "a.*.com", "https://x.com", "x.com/a", "b\u{fc}cher.de", "*.10.0.0.1", "::1", "x:0", "u@x"] {
+        for bad in
+            ["*", "", "*.", "a.*.com", "https://x.com", "x.com/a", "b\u{fc}cher.de", "*.10.0.0.1", "::1", "x:0", "u@x"]
+        {
             assert!(pattern(bad).is_err(), "{bad}");
         }
         assert!(pattern("::1").unwrap_err().contains("[::1]"));
@@ -114,7 +118,9 @@ mod tests {
     fn origins_have_no_path_and_no_password_and_never_show_one() {
         assert_eq!(origin("https://x.com/").unwrap().to_string(), "https://x.com");
         assert_eq!(origin("HTTP://[::1]:8080").unwrap().port, 8080);
-        for bad in ["x.com", "ftp://x.com", "https://", "https://x.com/v1", "https://x.com?a", "https://x.com:0", "https:///a"] {
+        for bad in
+            ["x.com", "ftp://x.com", "https://", "https://x.com/v1", "https://x.com?a", "https://x.com:0", "https:///a"]
+        {
             assert!(origin(bad).is_err(), "{bad}");
         }
         let message = origin("https://user:hunter2@x.com").unwrap_err();

@@ -134,9 +134,7 @@ impl Layers {
                 let written = upstream.get("routes")?.items().iter().find(named)?.clone();
                 (self.route(&upstream, &written), rest)
             }
-            ["upstreams", name, rest @ ..] => {
-                (self.upstream(&self.root.get("upstreams")?.entry(name)?.value), rest)
-            }
+            ["upstreams", name, rest @ ..] => (self.upstream(&self.root.get("upstreams")?.entry(name)?.value), rest),
             ["defaults", rest @ ..] => (self.defaults(), rest),
             ["unmatched", rest @ ..] => (self.unmatched(), rest),
             rest => (self.top(), rest),

@@ -127,7 +127,11 @@ fn read(layers: &Layers, tls: &mut Files<'_>, problems: &RefCell<Problems>) -> O
     if let Some(node) = reader.raw("defaults")
         && !node.is_map()
     {
-        reader.problem("defaults", "must be a block of keys".to_owned(), Some("write blocks such as `timeouts` below".into()));
+        reader.problem(
+            "defaults",
+            "must be a block of keys".to_owned(),
+            Some("write blocks such as `timeouts` below".into()),
+        );
     }
     let merged = layers.defaults();
     let mut defaults = Reader::new(&merged, "defaults", problems);
@@ -272,7 +276,8 @@ fn mounted_alone(path: &Path, config: &Config, problems: &mut Problems) {
         let Ok(real) = file.canonicalize() else { continue };
         if points.contains(&real) {
             let which = if file == path { "the configuration".to_owned() } else { format!("`{}`", file.display()) };
-            let message = format!("{which} is mounted as a single file (`subPath`): edits of its source never arrive here");
+            let message =
+                format!("{which} is mounted as a single file (`subPath`): edits of its source never arrive here");
             problems.warning(None, "", message, Some("mount its directory"));
         }
     }

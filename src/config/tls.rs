@@ -81,7 +81,11 @@ impl<'f> Files<'f> {
             if text.contains("-----BEGIN") {
                 return Err("must be the path of a PEM file, not its content".to_owned());
             }
-            if text.is_empty() { Err("must be the path of a PEM file".to_owned()) } else { Ok(self.directory.join(text)) }
+            if text.is_empty() {
+                Err("must be the path of a PEM file".to_owned())
+            } else {
+                Ok(self.directory.join(text))
+            }
         })?;
         if !self.named.contains(&path) {
             self.named.push(path.clone());
@@ -115,10 +119,9 @@ impl<'f> Files<'f> {
         let key = PrivateKeyDer::from_pem_slice(&bytes)
             .map_err(|_| bad_key("holds no private key in PEM form (an encrypted one can't be used)"))?;
         let provider = rustls::crypto::aws_lc_rs::default_provider();
-        let signing = provider
-            .key_provider
-            .load_private_key(key.clone_key())
-            .map_err(|_| bad_key("holds a private key of a kind that can't be used: RSA, ECDSA or Ed25519 is needed"))?;
+        let signing = provider.key_provider.load_private_key(key.clone_key()).map_err(|_| {
+            bad_key("holds a private key of a kind that can't be used: RSA, ECDSA or Ed25519 is needed")
+        })?;
         match CertifiedKey::new(chain.to_vec(), signing).keys_match() {
             Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
             Err(rustls::Error::InconsistentKeys(_)) => {

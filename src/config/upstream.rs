@@ -46,12 +46,11 @@ fn shared(reader: &mut Reader<'_>, files: &mut Files<'_>) -> (Connections, Tls) 
             max_idle: reader.count("max_idle", "`idle_timeout: 1ms` keeps hardly any"),
             idle_timeout: reader.clock("idle_timeout"),
             max_age: reader.clock("max_age"),
-            http: reader.choice(
-                "http",
-                &[("auto", HttpVersion::Auto), ("1", HttpVersion::Http1), ("2", HttpVersion::Http2)],
-            ),
+            http: reader
+                .choice("http", &[("auto", HttpVersion::Auto), ("1", HttpVersion::Http1), ("2", HttpVersion::Http2)]),
         };
-        if connections.max_idle > connections.max && reader.node().get("max_idle").is_some_and(|n| written(n).is_some()) {
+        if connections.max_idle > connections.max && reader.node().get("max_idle").is_some_and(|n| written(n).is_some())
+        {
             reader.warning("max_idle", "is more than `max`".to_owned(), None);
         }
         connections
@@ -266,7 +265,9 @@ fn path(text: &str) -> Result<PathMatch, String> {
         return Err(format!("`{text}`: the path is matched without query and fragment; leave them out"));
     }
     if !text.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err("has spaces or letters that a path carries percent-encoded: write them as `%20` and the like".to_owned());
+        return Err(
+            "has spaces or letters that a path carries percent-encoded: write them as `%20` and the like".to_owned()
+        );
     }
     match text.find('*') {
         None => Ok(PathMatch::Exact(text.to_owned())),
@@ -278,7 +279,9 @@ fn path(text: &str) -> Result<PathMatch, String> {
 fn path_regex(text: &str) -> Result<PathMatch, String> {
     let compile = |pattern: &str| regex::RegexBuilder::new(pattern).size_limit(REGEX_SIZE).build();
     let explain = |error: regex::Error| match error {
-        regex::Error::CompiledTooBig(_) => "is too large once compiled (1 MiB at most): use fewer repetitions".to_owned(),
+        regex::Error::CompiledTooBig(_) => {
+            "is too large once compiled (1 MiB at most): use fewer repetitions".to_owned()
+        }
         error => {
             let text = error.to_string();
             let reason = text.lines().last().unwrap_or("").trim_start_matches("error: ");

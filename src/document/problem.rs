@@ -209,7 +209,10 @@ mod tests {
         problems.error(at(1, 500), "", "too long", None);
         problems.error(None, "", "whole file", None);
         let shown = problems.render(&"x".repeat(1000), Path::new("f.yaml"));
-        assert!(shown.contains("f.yaml:9:9") && shown.contains("f.yaml:1:500") && shown.contains("whole file"), "{shown}");
+        assert!(
+            shown.contains("f.yaml:9:9") && shown.contains("f.yaml:1:500") && shown.contains("whole file"),
+            "{shown}"
+        );
         assert!(!shown.contains("xxx"));
     }
 

@@ -261,7 +261,11 @@ impl<'t> Reader<'t> {
     pub fn section<T>(&mut self, key: &'static str, read: impl FnOnce(&mut Reader<'_>) -> T) -> Option<T> {
         if self.node.get(key).is_some_and(|node| node.is_off()) {
             self.asked.push(key);
-            self.problem(key, "can't be switched off".to_owned(), Some("leave it out to get the built-in values".into()));
+            self.problem(
+                key,
+                "can't be switched off".to_owned(),
+                Some("leave it out to get the built-in values".into()),
+            );
             return None;
         }
         self.block(key, read)
@@ -470,9 +474,10 @@ pub fn one_of(words: &[&str]) -> String {
 fn hide(scalar: &Scalar, expected: &str, message: String) -> (String, Option<String>) {
     match &scalar.expansion {
         None => (message, None),
-        Some(expansion) => {
-            (expected.to_owned(), Some(format!("the value of `{}` is something else (it is not shown)", expansion.written)))
-        }
+        Some(expansion) => (
+            expected.to_owned(),
+            Some(format!("the value of `{}` is something else (it is not shown)", expansion.written)),
+        ),
     }
 }
 

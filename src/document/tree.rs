@@ -230,7 +230,8 @@ impl Node {
                 Some(inherited) => {
                     let built_in = built_in.and_then(|built_in| built_in.get(&entry.key));
                     let value = Node::merge(Some(&inherited.value), &entry.value, built_in);
-                    *inherited = if entry.value.is_null() { inherited.clone() } else { Entry { value, ..entry.clone() } };
+                    *inherited =
+                        if entry.value.is_null() { inherited.clone() } else { Entry { value, ..entry.clone() } };
                 }
                 None => entries.push(entry.clone()),
             }
@@ -466,7 +467,8 @@ fn is_string_tag(tag: &Tag) -> bool {
 
 /// Whether a plain scalar is a string by YAML 1.2's core schema: neither null, boolean nor number.
 fn is_string(text: &str) -> bool {
-    let word = matches!(text, "" | "~" | "null" | "Null" | "NULL" | "true" | "True" | "TRUE" | "false" | "False" | "FALSE");
+    let word =
+        matches!(text, "" | "~" | "null" | "Null" | "NULL" | "true" | "True" | "TRUE" | "false" | "False" | "FALSE");
     let number = text.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '.' | '+' | '-'))
         && (text.parse::<f64>().is_ok()
             || text.strip_prefix("0x").is_some_and(|hex| i64::from_str_radix(hex, 16).is_ok())
