@@ -491,7 +491,7 @@ mod tests {
 
     #[test]
     fn every_mistake_of_a_block_is_noted_at_its_place() {
-        let yaml = "max: 0\nwait: 10\nshare: 2\nflag: yes\nword: jsno\nmaks: 1\nlist: [1, x]\n";
+        let yaml = "max: 0\nwait: 10\nshare: 2\nflag: yes\nword: jsno\nmaxx: 1\nlist: [1, x]\n";
         let ((), problems) = read_text(yaml, |reader| {
             reader.count("max", "1 switches it off");
             reader.duration("wait");
@@ -507,7 +507,7 @@ mod tests {
             "text:3:8: share: must be a number above 0",
             "text:4:7: flag: must be `true` or `false`",
             "text:5:7: word: must be `json` or `text`, not `jsno` (did you mean `json`?)",
-            "text:6:1: maks: is not a setting (did you mean `max`?)",
+            "text:6:1: maxx: is not a setting (did you mean `max`?)",
             "text:7:11: list[1]: `x` is not a number",
         ] {
             assert!(shown.contains(part), "{part}\nin\n{shown}");

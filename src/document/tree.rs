@@ -96,8 +96,8 @@ impl Scalar {
 
     /// Null by YAML 1.2's core schema.
     pub fn is_null(&self) -> bool {
-        let from_file = self.expansion.as_ref().is_some_and(|expansion| expansion.secret);
-        self.plain && !from_file && matches!(&*self.text, "" | "~" | "null" | "Null" | "NULL")
+        let kept = self.expansion.as_ref().is_some_and(|expansion| expansion.secret || expansion.missing);
+        self.plain && !kept && matches!(&*self.text, "" | "~" | "null" | "Null" | "NULL")
     }
 
     /// `off` or `false`.
