@@ -447,13 +447,20 @@ pub fn written(node: &Node) -> Option<Place> {
     (node.layer != Layer::BuiltIn).then(|| node.place.clone())
 }
 
-/// The known word that was probably meant.
+/// The known word that was probably meant: a few letters off, or cut short or drawn out.
 pub fn nearest<'w>(word: &str, known: impl Iterator<Item = &'w str>) -> Option<&'w str> {
     let plain = |text: &str| text.to_ascii_lowercase().replace(['_', ' '], "-");
     let word = plain(word);
+    let distance = |candidate: &str| {
+        let candidate = plain(candidate);
+        let shorter = word.len().min(candidate.len());
+        let extended = shorter >= 3 && (word.starts_with(&candidate) || candidate.starts_with(&word));
+        let distance = strsim::damerau_levenshtein(&word, &candidate);
+        let near = distance <= 1.max(candidate.len() / 3) && distance < candidate.len();
+        (near || extended).then_some(distance)
+    };
     known
-        .map(|candidate| (strsim::damerau_levenshtein(&word, &plain(candidate)), candidate))
-        .filter(|(distance, candidate)| *distance <= 1.max(candidate.len() / 3) && *distance < candidate.len())
+        .filter_map(|candidate| Some((distance(candidate)?, candidate)))
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }
@@ -575,6 +582,7 @@ mod tests {
         assert_eq!(nearest("max_attemps", known.into_iter()), Some("max_attempts"));
         assert_eq!(nearest("max-attempts", known.into_iter()), Some("max_attempts"));
         assert_eq!(nearest("back_off", known.into_iter()), Some("backoff"));
+        assert_eq!(nearest("warning", ["error", "warn"].into_iter()), Some("warn"));
         assert_eq!(nearest("timeout", known.into_iter()), None);
     }
 }
