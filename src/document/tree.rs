@@ -130,7 +130,7 @@ impl Node {
     /// Parses one document. What is wrong with it is noted; `None` where nothing could be made of it.
     pub fn parse(text: &str, file: &Arc<PathBuf>, layer: Layer, problems: &mut Problems) -> Option<Arc<Node>> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        let mut builder = Builder { file, layer, problems, anchors: HashMap::new(), aliased: 0 };
+        let mut builder = Builder { text, file, layer, problems, anchors: HashMap::new(), aliased: 0 };
         let mut parser = Parser::new_from_str(text);
         let root = builder.document(&mut parser);
         match root {
@@ -248,6 +248,7 @@ struct Stop {
 }
 
 struct Builder<'p> {
+    text: &'p str,
     file: &'p Arc<PathBuf>,
     layer: Layer,
     problems: &'p mut Problems,
@@ -278,7 +279,10 @@ impl Builder<'_> {
 
     fn syntax(&self, error: &saphyr_parser::ScanError) -> Stop {
         let info = error.info();
-        let help = if info.contains("tab") {
+        let line = self.text.lines().nth(error.marker().line().saturating_sub(1)).unwrap_or("");
+        let help = if line.contains("${") && line.contains(['{', '[']) && info.contains("flow") {
+            "inside of `{ }` and `[ ]`, put `${…}` into quotes"
+        } else if info.contains("tab") {
             "YAML is indented by spaces"
         } else {
             "check the indentation, the space after each `:`, and that brackets and quotes are closed"
