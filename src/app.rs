@@ -34,7 +34,7 @@ impl App {
         if let Some(logging) = &logging {
             metrics.count_dropped_lines(logging.dropped());
         }
-        let make = |table, access| Proxy { table, access, drain: Drain::new(), metrics: metrics.clone() };
+        let make = |table, access| Proxy::new(table, access, Drain::new(), metrics.clone());
         let reloader = Reloader::first(config, path, logging, make, &metrics)?;
         metrics.configured(true);
         reloader.serve();

@@ -71,7 +71,7 @@ impl Reloader {
         config: Config,
         path: PathBuf,
         logging: Option<Logging>,
-        make: impl FnOnce(Arc<Shared<Table>>, Arc<Shared<AccessLog>>) -> Proxy,
+        make: impl FnOnce(Arc<Shared<Table>>, Arc<Shared<AccessLog>>) -> Arc<Proxy>,
         metrics: &Arc<crate::telemetry::metrics::Metrics>,
     ) -> Result<Arc<Reloader>, String> {
         let config = Arc::new(config);
@@ -85,7 +85,7 @@ impl Reloader {
         let (listeners, _) = plan.settle();
         Ok(Arc::new(Reloader {
             path,
-            proxy: Arc::new(proxy),
+            proxy,
             replay,
             logging,
             last: Shared::new(Arc::new(Status::start())),
@@ -167,7 +167,11 @@ impl Reloader {
     async fn reload_alone(self: &Arc<Self>, world: &mut World, cause: Cause) -> Arc<Status> {
         let status = match self.prepare(world).await {
             Ok(ready) => self.swap(world, ready, cause),
-            Err(problems) => Status::refused(cause, problems),
+            Err(problems) => {
+                // A new upstream may have got as far as its counters.
+                self.forget_others(&self.proxy.table.load());
+                Status::refused(cause, problems)
+            }
         };
         let news = cause != Cause::Again || *status.problems != *self.last.load().problems;
         let status = Arc::new(status);
@@ -234,10 +238,15 @@ impl Reloader {
         let torn = world.watch.as_mut().is_some_and(Watch::changed);
         world.watch = if torn { world.watch.take() } else { Some(watch) };
         old.retire(&table);
-        self.proxy.metrics.retain(&|upstream, route| kept(&table, upstream, route));
+        self.forget_others(&table);
         let mut status = Status::took(cause, changes::between(&old.config, &config), warnings);
         status.torn = torn;
         status
+    }
+
+    /// Removes the series of upstreams and lanes that the table doesn't have.
+    fn forget_others(&self, table: &Table) {
+        self.proxy.metrics.retain(&|upstream, route| kept(table, upstream, route));
     }
 
     fn spawn(self: &Arc<Self>, bound: &Bound) {
