@@ -1,1 +1,113 @@
-//! Composition root: the only file that knows every room.
+//! The composition root: what is made, from what, in which order.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::config::Config;
+use crate::proxy::Proxy;
+use crate::reload::{Cause, Place, Reloader, Status};
+use crate::shutdown::Drain;
+use crate::telemetry::logging::Logging;
+use crate::telemetry::metrics::Metrics;
+
+/// Outrigger, running.
+pub struct App {
+    reloader: Arc<Reloader>,
+}
+
+impl App {
+    /// Opens every listener and serves. Must be called within a tokio runtime. Access lines go nowhere.
+    ///
+    /// # Errors
+    /// A sentence that says which listener can't be opened, or what can't be set up.
+    pub fn start(config: Config, path: PathBuf) -> Result<App, String> {
+        App::start_logging(config, path, None)
+    }
+
+    /// As [`App::start`], with access lines and reloads going to the process's log.
+    ///
+    /// # Errors
+    /// As [`App::start`].
+    pub fn start_logging(config: Config, path: PathBuf, logging: Option<Logging>) -> Result<App, String> {
+        let metrics = Metrics::new();
+        if let Some(logging) = &logging {
+            metrics.count_dropped_lines(logging.dropped());
+        }
+        let make = |table, access| Proxy::new(table, access, Drain::new(), metrics.clone());
+        let reloader = Reloader::first(config, path, logging, make, &metrics)?;
+        metrics.configured(true);
+        reloader.serve();
+        for (place, address) in reloader.addresses().iter() {
+            tracing::debug!(setting = place.setting(), %address, "listening");
+        }
+        let app = App { reloader };
+        let show = |name| app.find(name).map(|address| address.to_string());
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            proxy = show("proxy"),
+            admin = show("admin"),
+            probes = show("probes"),
+            upstreams = app.reloader.proxy().table.load().upstreams.len(),
+            "ready"
+        );
+        Ok(app)
+    }
+
+    /// Where it listens: `proxy`, `admin`, `probes`, or an upstream's name for its own port.
+    ///
+    /// # Panics
+    /// Where there is no such listener.
+    pub fn address(&self, name: &str) -> SocketAddr {
+        self.find(name).unwrap_or_else(|| panic!("there is no listener {name}"))
+    }
+
+    fn find(&self, name: &str) -> Option<SocketAddr> {
+        let named = |place: &Place| match place {
+            Place::Proxy => name == "proxy",
+            Place::Admin => name == "admin",
+            Place::Probes => name == "probes",
+            Place::Upstream(upstream) => **upstream == *name,
+        };
+        // Outrigger's own come first, also where an upstream bears the same name.
+        self.reloader.addresses().iter().find(|(place, _)| named(place)).map(|(_, address)| *address)
+    }
+
+    /// Reads the configuration again, as SIGHUP does.
+    pub async fn reload_now(&self) -> Arc<Status> {
+        self.reloader.reload(Cause::Signal).await
+    }
+
+    /// All counters.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.reloader.proxy().metrics
+    }
+
+    /// Drains: goes on serving until the app is quiet, or for `shutdown.grace`. True where nothing was cut short.
+    pub async fn drain(&self) -> bool {
+        let proxy = self.reloader.proxy();
+        let settings = proxy.table.load().config.shutdown.clone();
+        tracing::info!(in_flight = proxy.drain.in_flight(), "draining");
+        proxy.drain.run(&settings).await;
+        let left = proxy.drain.in_flight();
+        if left > 0 {
+            tracing::warn!(in_flight = left, "the grace is over, what is still in flight is cut short");
+        } else {
+            tracing::info!("drained");
+        }
+        left == 0
+    }
+
+    /// Ends at once.
+    pub fn stop(self) {
+        drop(self);
+    }
+}
+
+impl Drop for App {
+    fn drop(&mut self) {
+        let drain = &self.reloader.proxy().drain;
+        drain.begun.cancel();
+        drain.ended.cancel();
+    }
+}

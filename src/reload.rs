@@ -1,1 +1,280 @@
-//! Reload: the only writer of the live table.
+//! The only writer of the live table. A new world is built whole, what can fail first; then it is swapped in, once; then
+//! the old one is torn down. Whatever goes wrong, the old world stays as it was.
+
+mod changes;
+mod listeners;
+mod status;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+
+pub use listeners::Place;
+pub use status::{Cause, Status};
+
+use crate::admin::{self, Admin, Surface};
+use crate::config::watch::Watch;
+use crate::config::{Config, load};
+use crate::document::{Problem, Problems};
+use crate::policy::replay::ReplayMemory;
+use crate::proxy::{Entry, Proxy, listener};
+use crate::reload::listeners::{Bound, Listeners};
+use crate::shared::Shared;
+use crate::telemetry::access::AccessLog;
+use crate::telemetry::logging::Logging;
+use crate::upstream::connect::Connector;
+use crate::upstream::table::Table;
+
+/// How often files are looked at.
+const POLL: Duration = Duration::from_secs(2);
+
+/// Takes new configurations into service.
+pub struct Reloader {
+    path: PathBuf,
+    proxy: Arc<Proxy>,
+    replay: Arc<ReplayMemory>,
+    logging: Option<Logging>,
+    last: Shared<Status>,
+    /// Where it listens now.
+    addresses: Shared<Vec<(Place, SocketAddr)>>,
+    /// Held by whoever changes the world, so that changes come one after the other.
+    world: Mutex<World>,
+}
+
+/// What a reload replaces besides the table.
+struct World {
+    listeners: Listeners,
+    /// `None` while a look at it is under way.
+    watch: Option<Watch>,
+}
+
+/// A new configuration with all that could fail done.
+struct Ready {
+    config: Arc<Config>,
+    warnings: Vec<Problem>,
+    watch: Watch,
+    listeners: listeners::Plan,
+    table: Table,
+}
+
+impl Reloader {
+    /// Opens every listener of the first configuration and makes the table. Nothing is served yet.
+    ///
+    /// # Errors
+    /// A sentence that says what can't be opened or set up.
+    pub(crate) fn first(
+        config: Config,
+        path: PathBuf,
+        logging: Option<Logging>,
+        make: impl FnOnce(Arc<Shared<Table>>, Arc<Shared<AccessLog>>) -> Arc<Proxy>,
+        metrics: &Arc<crate::telemetry::metrics::Metrics>,
+    ) -> Result<Arc<Reloader>, String> {
+        let config = Arc::new(config);
+        let plan = Listeners::default().plan(&config).map_err(|problems| problems.join("; "))?;
+        let connector = Connector::new(&config.dns, &config.egress, plan.addresses())?;
+        let replay = ReplayMemory::new(config.limits.replay_memory);
+        let table =
+            Table::evolve(None, config.clone(), connector, metrics, &replay).map_err(|problems| problems.join("; "))?;
+        let access = access(&config, logging.as_ref());
+        let proxy = make(Arc::new(Shared::new(Arc::new(table))), Arc::new(Shared::new(Arc::new(access))));
+        let (listeners, _) = plan.settle();
+        Ok(Arc::new(Reloader {
+            path,
+            proxy,
+            replay,
+            logging,
+            last: Shared::new(Arc::new(Status::start())),
+            addresses: Shared::new(Arc::new(listeners.all())),
+            world: Mutex::new(World { listeners, watch: Some(Watch::new(config.files.clone())) }),
+        }))
+    }
+
+    /// Serves the listeners, and reloads whenever a file changes, until the drain ends.
+    pub(crate) fn serve(self: &Arc<Self>) {
+        if let Ok(world) = self.world.try_lock() {
+            for bound in world.listeners.fresh() {
+                self.spawn(bound);
+            }
+        }
+        let reloader = self.clone();
+        tokio::spawn(async move {
+            let mut ticks = interval_at(Instant::now() + POLL, POLL);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                tokio::select! {
+                    () = reloader.proxy.drain.ended.cancelled() => return,
+                    _ = ticks.tick() => reloader.poll().await,
+                }
+            }
+        });
+    }
+
+    /// Reads the file and takes it into service, or says why not. What happened is logged and counted.
+    ///
+    /// It must run to its end: call it from a task that nobody drops.
+    pub async fn reload(self: &Arc<Self>, cause: Cause) -> Arc<Status> {
+        let mut world = self.world.lock().await;
+        self.reload_alone(&mut world, cause).await
+    }
+
+    /// How the last reload went.
+    pub fn last(&self) -> Arc<Status> {
+        self.last.load()
+    }
+
+    /// Does something to the table while no reload is under way.
+    pub async fn alone<T>(&self, act: impl FnOnce(&Table) -> T) -> T {
+        let _world = self.world.lock().await;
+        act(&self.proxy.table.load())
+    }
+
+    /// Where it listens now.
+    pub fn addresses(&self) -> Arc<Vec<(Place, SocketAddr)>> {
+        self.addresses.load()
+    }
+
+    pub(crate) fn proxy(&self) -> &Arc<Proxy> {
+        &self.proxy
+    }
+
+    async fn poll(self: &Arc<Self>) {
+        let mut world = self.world.lock().await;
+        let Some(mut watch) = world.watch.take() else { return };
+        let looked = spawn_blocking(move || {
+            let changed = watch.changed();
+            (watch, changed)
+        })
+        .await;
+        let (watch, changed) = match looked {
+            Ok(looked) => looked,
+            // It panicked, which is logged; a new watch begins with what is there now.
+            Err(_) => (Watch::new(self.proxy.table.load().config.files.clone()), true),
+        };
+        world.watch = Some(watch);
+        if changed {
+            self.reload_alone(&mut world, Cause::Changed).await;
+        } else if !self.last.load().took_effect() {
+            // What was missing, a file that the new configuration names, may have come.
+            self.reload_alone(&mut world, Cause::Again).await;
+        }
+    }
+
+    async fn reload_alone(self: &Arc<Self>, world: &mut World, cause: Cause) -> Arc<Status> {
+        let status = match self.prepare(world).await {
+            Ok(ready) => self.swap(world, ready, cause),
+            Err(problems) => Status::refused(cause, problems),
+        };
+        let news = cause != Cause::Again || *status.problems != *self.last.load().problems;
+        let status = Arc::new(status);
+        if news {
+            status.tell();
+            self.proxy.metrics.reload(status.took_effect());
+            self.last.store(status.clone());
+        }
+        status
+    }
+
+    /// Everything that can fail. The world is not touched.
+    async fn prepare(&self, world: &World) -> Result<Ready, Vec<Problem>> {
+        let path = self.path.clone();
+        let old = self.proxy.table.load();
+        let loaded = spawn_blocking(move || {
+            let loaded = load::load(&path, load::Options::default())
+                .map_err(|error| vec![sentence(format!("{} can't be read: {error}", path.display()))])?;
+            let Problems { errors, warnings } = loaded.problems;
+            let config = loaded.config.ok_or(errors)?;
+            // The watch begins with what the files hold now, so a change from here on is seen.
+            let watch = Watch::new(config.files.clone());
+            Ok::<_, Vec<Problem>>((Arc::new(config), warnings, watch))
+        })
+        .await;
+        let (config, warnings, watch) = loaded.map_err(|_| internal())??;
+        let plan =
+            world.listeners.plan(&config).map_err(|problems| problems.into_iter().map(sentence).collect::<Vec<_>>())?;
+        let own = plan.addresses();
+        let (metrics, replay) = (self.proxy.metrics.clone(), self.replay.clone());
+        let new = config.clone();
+        // System roots are read from files, so not on a thread that requests wait for.
+        let table = spawn_blocking(move || {
+            let connector =
+                old.connector.evolve(&new.dns, &new.egress, own).map_err(|problem| vec![sentence(problem)])?;
+            Table::evolve(Some(&old), new, connector, &metrics, &replay)
+                .map_err(|problems| problems.into_iter().map(sentence).collect::<Vec<_>>())
+        })
+        .await;
+        let table = table.map_err(|_| internal())??;
+        Ok(Ready { config, warnings, watch, listeners: plan, table })
+    }
+
+    /// The new world takes over. Nothing here can fail.
+    fn swap(self: &Arc<Self>, world: &mut World, ready: Ready, cause: Cause) -> Status {
+        let Ready { config, warnings, watch, listeners, table } = ready;
+        let old = self.proxy.table.load();
+        let table = Arc::new(table);
+        self.proxy.table.store(table.clone());
+        if let Some(logging) = &self.logging {
+            logging.apply(&config.log);
+        }
+        self.proxy.access.store(Arc::new(access(&config, self.logging.as_ref())));
+        let (listeners, closed) = listeners.settle();
+        world.listeners = listeners;
+        self.addresses.store(Arc::new(world.listeners.all()));
+        for bound in world.listeners.fresh() {
+            self.spawn(bound);
+        }
+        // What is closed here was served under the old table; connections it accepted live on.
+        drop(closed);
+        // A file that changed while it was read is read again at the next look.
+        let torn = world.watch.as_mut().is_some_and(Watch::changed);
+        world.watch = if torn { world.watch.take() } else { Some(watch) };
+        table.take_over(Some(&old), &self.proxy.metrics);
+        let mut status = Status::took(cause, changes::between(&old.config, &config), warnings);
+        status.torn = torn;
+        status
+    }
+
+    fn spawn(self: &Arc<Self>, bound: &Bound) {
+        let Some((socket, stop)) = bound.socket() else { return };
+        let entry = match bound.place() {
+            Place::Proxy => Entry::Any,
+            Place::Upstream(name) => Entry::Upstream(name.clone()),
+            Place::Admin | Place::Probes => {
+                let surface = if *bound.place() == Place::Admin { Surface::Admin } else { Surface::Probes };
+                let admin = Arc::new(Admin {
+                    table: self.proxy.table.clone(),
+                    metrics: self.proxy.metrics.clone(),
+                    replay: self.replay.clone(),
+                    drain: self.proxy.drain.clone(),
+                    reloader: self.clone(),
+                });
+                tokio::spawn(admin::serve(socket, surface, admin, stop));
+                return;
+            }
+        };
+        tokio::spawn(listener::serve(socket, entry, self.proxy.clone(), stop));
+    }
+}
+
+fn access(config: &Config, logging: Option<&Logging>) -> AccessLog {
+    let access = AccessLog::new(&config.log);
+    match logging {
+        Some(logging) => access.to(logging.writer()),
+        None => access,
+    }
+}
+
+/// Whether the series of an upstream, or of one of its lanes, live on.
+
+/// A problem that has no place in the file.
+fn sentence(message: String) -> Problem {
+    Problem { place: None, path: String::new(), message, help: None }
+}
+
+fn internal() -> Vec<Problem> {
+    vec![sentence("an internal error, logged as a panic".to_owned())]
+}

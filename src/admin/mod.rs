@@ -1,1 +1,324 @@
-//! Control and probe endpoints.
+//! Control and probes. On `probes` only the first three, read only:
+//!
+//! | | |
+//! | --- | --- |
+//! | `GET /livez` | 200 as long as the process can answer, also while it drains |
+//! | `GET /readyz` | 200 once listeners accept, 503 while it drains; upstreams don't matter |
+//! | `GET /metrics` | Prometheus |
+//! | `GET /` | a list of these |
+//! | `GET /api/upstreams` | the state of every upstream |
+//! | `POST /api/upstreams/NAME/circuit` | `{"state": "open"\|"closed"\|"auto"}` |
+//! | `GET /config` | the effective configuration, secrets hidden |
+//! | `POST /reload` | what changed, or every problem |
+//! | `GET /api/reload` | how the last reload went |
+
+mod api;
+mod certificate;
+mod guard;
+mod scrape;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::policy::breaker::Override;
+use crate::policy::replay::ReplayMemory;
+use crate::reload::{Cause, Reloader};
+use crate::shared::Shared;
+use crate::shutdown::Drain;
+use crate::telemetry::metrics::Metrics;
+use crate::upstream::Upstream;
+use crate::upstream::table::Table;
+
+/// Connections at once, on each listener: more are closed unanswered.
+const CONNECTIONS: usize = 256;
+/// For a request head, and between two requests of a connection.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// For a request body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Of a request body. Bytes.
+const BODY_LIMIT: usize = 4096;
+/// Of a request head. Bytes.
+const HEAD_LIMIT: usize = 16 << 10;
+
+/// Which of the two listeners it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Surface {
+    /// `listeners.admin`
+    Admin,
+    /// `listeners.probes`
+    Probes,
+}
+
+/// What the endpoints show and order.
+pub struct Admin {
+    /// The routing snapshot.
+    pub table: Arc<Shared<Table>>,
+    /// All counters.
+    pub metrics: Arc<Metrics>,
+    /// For `outrigger_replay_bytes`.
+    pub replay: Arc<ReplayMemory>,
+    /// Whether it is on its way out.
+    pub drain: Arc<Drain>,
+    /// Changes the table.
+    pub reloader: Arc<Reloader>,
+}
+
+/// Serves a listener until `stop` is cancelled or the drain ends.
+pub async fn serve(listener: TcpListener, surface: Surface, admin: Arc<Admin>, stop: CancellationToken) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            () = admin.drain.ended.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        let Ok((stream, _)) = accepted else {
+            // Out of descriptors, most likely: accepting at once again would only spin.
+            sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        if let Ok(place) = places.clone().try_acquire_owned() {
+            let admin = admin.clone();
+            tokio::spawn(async move {
+                let ended = admin.drain.ended.clone();
+                tokio::select! {
+                    () = ended.cancelled() => {}
+                    () = connection(stream, surface, admin) => {}
+                }
+                drop(place);
+            });
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, surface: Surface, admin: Arc<Admin>) {
+    let Ok(local) = stream.local_addr() else { return };
+    // Answers are one write each; where it fails they are late, not wrong.
+    let _ = stream.set_nodelay(true);
+    let service = service_fn(move |request| {
+        let admin = admin.clone();
+        async move { Ok::<_, Infallible>(admin.answer(surface, local, request).await) }
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_buf_size(HEAD_LIMIT)
+        .auto_date_header(false)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "a connection of an operator's ended early");
+    }
+}
+
+type Answer = Response<Full<Bytes>>;
+
+/// What a path is for, and the one method besides HEAD that it takes.
+enum Endpoint<'a> {
+    Live,
+    Ready,
+    Metrics,
+    Index,
+    Upstreams,
+    Circuit(&'a str),
+    Config,
+    Reload,
+    LastReload,
+}
+
+impl Endpoint<'_> {
+    fn find(surface: Surface, path: &str) -> Option<Endpoint<'_>> {
+        let endpoint = match path {
+            "/livez" => return Some(Endpoint::Live),
+            "/readyz" => return Some(Endpoint::Ready),
+            "/metrics" => return Some(Endpoint::Metrics),
+            "/" => Endpoint::Index,
+            "/api/upstreams" => Endpoint::Upstreams,
+            "/config" => Endpoint::Config,
+            "/reload" => Endpoint::Reload,
+            "/api/reload" => Endpoint::LastReload,
+            _ => Endpoint::Circuit(api::circuit_of(path)?),
+        };
+        (surface == Surface::Admin).then_some(endpoint)
+    }
+
+    /// Whether it changes something, so that it takes POST.
+    fn changes(&self) -> bool {
+        match self {
+            Endpoint::Circuit(_) | Endpoint::Reload => true,
+            Endpoint::Live
+            | Endpoint::Ready
+            | Endpoint::Metrics
+            | Endpoint::Index
+            | Endpoint::Upstreams
+            | Endpoint::Config
+            | Endpoint::LastReload => false,
+        }
+    }
+
+    /// Whether it is answered without the token: kubelets have none.
+    fn open(&self) -> bool {
+        matches!(self, Endpoint::Live | Endpoint::Ready)
+    }
+}
+
+impl Admin {
+    async fn answer(&self, surface: Surface, local: SocketAddr, request: Request<Incoming>) -> Answer {
+        let (head, body) = request.into_parts();
+        let endpoint = Endpoint::find(surface, head.uri.path());
+        if surface == Surface::Admin {
+            let table = self.table.load();
+            let token = table.config.listeners.admin_token.as_ref().map(|token| token.reveal());
+            let token = token.filter(|_| !endpoint.as_ref().is_some_and(Endpoint::open));
+            let allowed =
+                guard::host(&head.headers, &head.uri, local).and_then(|()| guard::token(&head.headers, token));
+            if let Err(refusal) = allowed {
+                return refused(refusal);
+            }
+        }
+        let Some(endpoint) = endpoint else {
+            return problem(StatusCode::NOT_FOUND, "there is nothing at this path");
+        };
+        let fits = match head.method {
+            Method::POST => endpoint.changes(),
+            Method::GET | Method::HEAD => !endpoint.changes(),
+            _ => false,
+        };
+        if !fits {
+            let mut answer = problem(StatusCode::METHOD_NOT_ALLOWED, "this path takes another method");
+            let allow = if endpoint.changes() { "POST" } else { "GET, HEAD" };
+            answer.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
+            return answer;
+        }
+        if endpoint.changes()
+            && let Err(refusal) = guard::same_origin(&head.headers)
+        {
+            return refused(refusal);
+        }
+        match endpoint {
+            Endpoint::Live => text(StatusCode::OK, "ok\n"),
+            Endpoint::Ready if self.drain.begun.is_cancelled() => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+            Endpoint::Ready => text(StatusCode::OK, "ok\n"),
+            Endpoint::Metrics => {
+                let shown = scrape::scrape(&self.metrics, &self.table.load(), &self.replay, Instant::now());
+                reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", shown)
+            }
+            Endpoint::Index => text(StatusCode::OK, INDEX),
+            Endpoint::Upstreams => {
+                let draining = self.drain.begun.is_cancelled();
+                show(StatusCode::OK, &api::upstreams(&self.table.load(), draining, Instant::now()))
+            }
+            Endpoint::Config => show(StatusCode::OK, &self.table.load().config.effective),
+            Endpoint::LastReload => show(StatusCode::OK, &self.reloader.last().json()),
+            Endpoint::Reload => self.reload().await,
+            Endpoint::Circuit(name) => self.circuit(name, body).await,
+        }
+    }
+
+    async fn reload(&self) -> Answer {
+        // In a task of its own, since whoever asked may hang up in the middle.
+        let reloader = self.reloader.clone();
+        match tokio::spawn(async move { reloader.reload(Cause::Asked).await }).await {
+            Ok(status) if status.took_effect() => show(StatusCode::OK, &status.json()),
+            Ok(status) => show(StatusCode::UNPROCESSABLE_ENTITY, &status.json()),
+            Err(_) => problem(StatusCode::INTERNAL_SERVER_ERROR, "the reload ended in an internal error, see the log"),
+        }
+    }
+
+    async fn circuit(&self, name: &str, body: Incoming) -> Answer {
+        let body = match timeout(BODY_TIMEOUT, Limited::new(body, BODY_LIMIT).collect()).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(_)) => return problem(StatusCode::PAYLOAD_TOO_LARGE, "the body is longer than 4 KiB or broke off"),
+            Err(_) => return problem(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"),
+        };
+        let order = match api::order(&body) {
+            Ok(order) => order,
+            Err(sentence) => return problem(StatusCode::BAD_REQUEST, &sentence),
+        };
+        // Not while a reload carries state over, or the order would be lost with the old table.
+        let (reloader, name) = (self.reloader.clone(), name.to_owned());
+        let ordered = tokio::spawn(async move { reloader.alone(|table| apply(table, &name, order)).await }).await;
+        match ordered {
+            Ok(Some((upstream, true))) => show(StatusCode::OK, &api::upstream(&upstream, Instant::now())),
+            Ok(Some((_, false))) => {
+                problem(StatusCode::CONFLICT, "this upstream has no circuit breaker (circuit_breaker: off)")
+            }
+            Ok(None) => problem(StatusCode::NOT_FOUND, "no upstream has this name"),
+            Err(_) => problem(StatusCode::INTERNAL_SERVER_ERROR, "the order ended in an internal error, see the log"),
+        }
+    }
+}
+
+/// Orders every circuit of an upstream, and tells whether it has one. `None`: there is no such upstream.
+fn apply(table: &Table, name: &str, order: Override) -> Option<(Arc<Upstream>, bool)> {
+    let upstream = table.named(name)?;
+    let mut any = false;
+    for (lane, _) in scrape::lanes(upstream) {
+        any |= lane.policies.order(order);
+    }
+    if any {
+        tracing::warn!(upstream = name, order = ?order, "an operator ordered the circuit");
+    }
+    Some((upstream.clone(), any))
+}
+
+const INDEX: &str = "\
+Outrigger
+
+GET  /livez
+GET  /readyz
+GET  /metrics
+GET  /api/upstreams                  state of every upstream
+POST /api/upstreams/NAME/circuit     {\"state\": \"open\" | \"closed\" | \"auto\"}
+GET  /config                         effective configuration, secrets hidden
+POST /reload                         answers what changed, or every problem
+GET  /api/reload                     how the last reload went
+";
+
+fn reply(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()));
+    *answer.status_mut() = status;
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    answer
+}
+
+fn text(status: StatusCode, body: &'static str) -> Answer {
+    reply(status, "text/plain; charset=utf-8", body)
+}
+
+fn show(status: StatusCode, value: &Value) -> Answer {
+    reply(status, "application/json", format!("{value:#}\n"))
+}
+
+fn problem(status: StatusCode, sentence: &str) -> Answer {
+    let title = status.canonical_reason().unwrap_or_default();
+    let body = json!({"title": title, "status": status.as_u16(), "detail": sentence});
+    reply(status, "application/problem+json", format!("{body:#}\n"))
+}
+
+fn refused(refusal: guard::Refusal) -> Answer {
+    let mut answer = problem(refusal.status, refusal.text);
+    if refusal.status == StatusCode::UNAUTHORIZED {
+        answer.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    answer
+}

@@ -1,8 +1,15 @@
 //! The valid configuration: types that cannot be wrong. [`load`] makes one from a file or says everything that is wrong
 //! with it. Nothing here is live; `upstream::table` turns it into state.
 
+mod checks;
+mod effective;
+mod global;
+mod host;
+pub mod layers;
 pub mod load;
 pub mod schema;
+mod tls;
+mod upstream;
 pub mod watch;
 
 use std::net::SocketAddr;
@@ -44,6 +51,16 @@ pub struct Config {
     pub files: Vec<PathBuf>,
     /// The effective configuration as `/config` shows it: merged, secrets hidden.
     pub effective: serde_json::Value,
+    /// Where each value comes from.
+    pub layers: layers::Layers,
+}
+
+impl Config {
+    /// Where a value of the effective configuration comes from: the path is as in problems, with a route by its name, as in
+    /// `upstreams.stripe.routes.charges.timeouts.attempt`. `None` where there is no such value.
+    pub fn origin_of(&self, path: &str) -> Option<layers::Source> {
+        self.layers.origin_of(path)
+    }
 }
 
 /// `listeners`

@@ -1,1 +1,268 @@
-//! The keys there are: what each block may hold.
+//! The keys there are: what each holds, where it may stand, and what may be shown of it. One table, from which the
+//! effective configuration, the reference page and a JSON Schema are made.
+
+/// What a key holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `250ms`
+    Duration,
+    /// `250ms` or `off`
+    Clock,
+    /// `64KiB`
+    Size,
+    /// A whole number of at least 1.
+    Count,
+    /// A whole number of at least 1, or `off`.
+    CountOrOff,
+    /// A number above 0 and at most 1.
+    Ratio,
+    /// `true` or `false`
+    Boolean,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// A list of words of a fixed set, or statuses, or methods.
+    Words,
+    /// A list of ports, or `any`.
+    Ports,
+    /// Hosts, origins or addresses: one or a list.
+    Hosts,
+    /// `address:port`
+    Listen,
+    /// `address:port` or `off`
+    ListenOrOff,
+    /// Free text: shown only where the file itself writes it.
+    Text,
+    /// Never shown.
+    Secret,
+    /// A block of keys.
+    Block,
+    /// A block of keys, or `off`.
+    BlockOrOff,
+}
+
+impl Kind {
+    /// Whether a value that came from an environment variable may be shown: what became a number, duration, size, word of a
+    /// fixed set, host or address is no secret.
+    pub fn may_be_shown(self) -> bool {
+        match self {
+            Kind::Duration
+            | Kind::Clock
+            | Kind::Size
+            | Kind::Count
+            | Kind::CountOrOff
+            | Kind::Ratio
+            | Kind::Boolean
+            | Kind::Choice(_)
+            | Kind::Words
+            | Kind::Ports
+            | Kind::Hosts
+            | Kind::Listen
+            | Kind::ListenOrOff
+            | Kind::Block
+            | Kind::BlockOrOff => true,
+            Kind::Text | Kind::Secret => false,
+        }
+    }
+}
+
+/// Where a key may stand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// At the top of the file.
+    Top,
+    /// In `defaults`, upstreams and routes.
+    Policy,
+    /// In `defaults` and upstreams.
+    Shared,
+    /// In upstreams.
+    Upstream,
+    /// In routes.
+    Route,
+}
+
+/// One key.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// Its path, from where its scope starts.
+    pub path: &'static str,
+    /// Where.
+    pub scope: Scope,
+    /// What.
+    pub kind: Kind,
+    /// One sentence.
+    pub about: &'static str,
+}
+
+const fn key(scope: Scope, path: &'static str, kind: Kind, about: &'static str) -> Key {
+    Key { path, scope, kind, about }
+}
+
+use Kind::*;
+use Scope::{Policy, Route, Shared, Top, Upstream};
+
+/// Words that are kept for a later version, at the top of the file, in `defaults` and in upstreams.
+pub const RESERVED: &[&str] = &["fallback", "cache", "outbox", "credentials", "presets", "intercept", "webhooks"];
+
+/// Every key.
+pub const KEYS: &[Key] = &[
+    key(Top, "version", Choice(&["1"]), "The version of this format."),
+    key(Top, "listeners", Block, "Where apps and operators connect."),
+    key(Top, "listeners.proxy", Listen, "Where `HTTP_PROXY` and `HTTPS_PROXY` point; also routes by the Host header."),
+    key(Top, "listeners.admin", ListenOrOff, "Control."),
+    key(Top, "listeners.probes", ListenOrOff, "`/livez`, `/readyz` and `/metrics`, read only."),
+    key(
+        Top,
+        "admin_token",
+        Secret,
+        "What `Authorization: Bearer` must carry on `admin`; needed where that is not loopback.",
+    ),
+    key(Top, "defaults", Block, "Blocks that every upstream starts from."),
+    key(Top, "upstreams", Block, "The APIs that apps call, by name."),
+    key(Top, "egress", Block, "Where nobody may go."),
+    key(Top, "egress.unmatched", Choice(&["forward", "deny"]), "Hosts that no upstream names."),
+    key(
+        Top,
+        "egress.deny",
+        Hosts,
+        "Address classes and CIDRs that are never dialled; what is written adds to the built-in three.",
+    ),
+    key(Top, "egress.connect_ports", Ports, "Ports that CONNECT may name."),
+    key(Top, "dns", Block, "Look-ups."),
+    key(Top, "dns.min_ttl", Duration, "An answer is used at least so long."),
+    key(Top, "dns.max_ttl", Duration, "An answer is used at most so long."),
+    key(Top, "dns.negative_ttl", Duration, "How long a failed look-up is remembered."),
+    key(Top, "dns.stale_for", Duration, "How long past its time the last good answer is used when look-ups fail."),
+    key(Top, "dns.hosts_file", Boolean, "Whether `/etc/hosts` is read."),
+    key(Top, "limits", Block, "Bounds."),
+    key(Top, "limits.max_connections", Count, "Connections of apps."),
+    key(Top, "limits.max_header_bytes", Size, "Of one head, an app's or an upstream's; 8KiB to 16MiB."),
+    key(Top, "limits.max_headers", Count, "Fields of one head."),
+    key(Top, "limits.header_timeout", Duration, "How long an app may take to send a head."),
+    key(
+        Top,
+        "limits.replay_memory",
+        Size,
+        "Replay buffers of the whole process; never more than a quarter of the memory limit.",
+    ),
+    key(Top, "shutdown", Block, "Drain."),
+    key(Top, "shutdown.quiet", Duration, "Ends when nothing was in flight and nothing new came for so long."),
+    key(Top, "shutdown.grace", Duration, "Ends after this in any case."),
+    key(Top, "log", Block, "Logging."),
+    key(Top, "log.format", Choice(&["json", "text"]), "JSON lines, or text."),
+    key(Top, "log.level", Choice(&["error", "warn", "info", "debug"]), "What is logged."),
+    key(Top, "log.access", Choice(&["all", "errors", "off"]), "Which requests get an access line."),
+    key(Top, "log.path", Choice(&["masked", "full", "off"]), "How much of the path it shows."),
+    key(Top, "trace", Block, "Tracing."),
+    key(Top, "trace.send", Boolean, "Whether a `traceparent` that is made here is also sent upstream."),
+    key(
+        Upstream,
+        "hosts",
+        Hosts,
+        "What apps ask for: `api.x.com`, `api.x.com:8443`, `*.x.com` (any depth below, not `x.com` itself), addresses.",
+    ),
+    key(
+        Upstream,
+        "to",
+        Hosts,
+        "Where it leads: origins such as `https://api.x.com`. Left out: to the host asked for, by `scheme`.",
+    ),
+    key(Upstream, "scheme", Choice(&["https", "http", "same"]), "Where `to` is left out."),
+    key(
+        Upstream,
+        "listen",
+        Listen,
+        "A port of its own, for SDKs that only take a base URL; needs `to` or one exact host.",
+    ),
+    key(Upstream, "https", Choice(&["tunnel", "deny"]), "What CONNECT does."),
+    key(Upstream, "allow_addresses", Hosts, "Classes or CIDRs that `egress.deny` forbids and this upstream may use."),
+    key(Upstream, "routes", Block, "A list; the first match wins; each may carry any policy block."),
+    key(Route, "name", Text, "The name used in metrics and logs: a-z, 0-9 and `-`."),
+    key(Route, "match", Block, "Which requests."),
+    key(Route, "match.methods", Words, "Methods; any where left out."),
+    key(Route, "match.path", Text, "The raw path without query: exact, or `/v1/*` for all that starts with `/v1/`."),
+    key(Route, "match.path_regex", Text, "A regular expression for the whole path, instead of `path`."),
+    key(Policy, "timeouts", BlockOrOff, "The clocks; each may be off."),
+    key(Policy, "timeouts.connect", Clock, "One connection set-up: DNS, TCP over all addresses, TLS."),
+    key(Policy, "timeouts.attempt", Clock, "One attempt, from its slot to response headers."),
+    key(Policy, "timeouts.request", Clock, "All attempts and waits together, until the app has response headers."),
+    key(Policy, "timeouts.idle", Clock, "Silence between body bytes, in either direction."),
+    key(Policy, "timeouts.tunnel_idle", Clock, "Silence in tunnels, WebSockets and other upgraded streams."),
+    key(Policy, "retry", BlockOrOff, "Whether and when a request is sent again."),
+    key(Policy, "retry.max_attempts", Count, "The first one included; 1 switches retries off."),
+    key(Policy, "retry.on", Words, "`connect_failure`, `reset`, `timeout`, statuses from 400 to 599, `4xx`, `5xx`."),
+    key(Policy, "retry.methods", Words, "Methods that may be repeated after the upstream may have seen the request."),
+    key(Policy, "retry.idempotency_headers", Words, "A request with one of these may be retried whatever its method."),
+    key(
+        Policy,
+        "retry.generate_idempotency_key",
+        Boolean,
+        "POST and PATCH without a key get one, the same in all attempts.",
+    ),
+    key(Policy, "retry.backoff", Block, "Exponential with full jitter."),
+    key(Policy, "retry.backoff.base", Duration, "Upper bound of the first wait; 0 doesn't wait."),
+    key(Policy, "retry.backoff.max", Duration, "Upper bound of any wait."),
+    key(Policy, "retry.max_retry_after", Duration, "Longest Retry-After that is waited for; 0 waits for none."),
+    key(Policy, "retry.budget", BlockOrOff, "Bounds retries over 10 s."),
+    key(Policy, "retry.budget.ratio", Ratio, "Retries as a share of requests."),
+    key(Policy, "retry.budget.min_per_second", Count, "A floor, times 10 s."),
+    key(Policy, "retry.max_body", Size, "Larger request bodies are streamed, and not retried once sent."),
+    key(Policy, "circuit_breaker", BlockOrOff, "Stops asking an upstream that fails."),
+    key(Policy, "circuit_breaker.consecutive_failures", CountOrOff, "So many failures in a row open the circuit."),
+    key(Policy, "circuit_breaker.failure_rate", BlockOrOff, "So does a share of failures."),
+    key(Policy, "circuit_breaker.failure_rate.threshold", Ratio, "The share at which it opens."),
+    key(Policy, "circuit_breaker.failure_rate.window", Duration, "Over this long."),
+    key(Policy, "circuit_breaker.failure_rate.min_requests", Count, "And at least so many attempts."),
+    key(Policy, "circuit_breaker.failures", Words, "What counts as a failure: the words of `retry.on`."),
+    key(Policy, "circuit_breaker.slow_after", Clock, "An attempt without response headers by then is a failure."),
+    key(
+        Policy,
+        "circuit_breaker.open_for",
+        Duration,
+        "How long the first opening lasts; doubles for each failed probe.",
+    ),
+    key(Policy, "circuit_breaker.max_open_for", Duration, "The longest opening."),
+    key(Policy, "circuit_breaker.half_open_requests", Count, "Probes under way at once."),
+    key(Policy, "rate_limit", BlockOrOff, "A token bucket; off unless `requests` is written."),
+    key(Policy, "rate_limit.requests", Count, "Tokens added…"),
+    key(Policy, "rate_limit.per", Duration, "…in this time."),
+    key(Policy, "rate_limit.burst", Count, "Bucket size; left out: `requests`."),
+    key(Policy, "rate_limit.max_wait", Duration, "How long a request waits for a token; 0 rejects at once."),
+    key(
+        Policy,
+        "rate_limit.key",
+        Text,
+        "`upstream`, or `header:NAME` for a bucket of each value (the 10,000 used last are kept).",
+    ),
+    key(
+        Policy,
+        "rate_limit.pause_on_retry_after",
+        Boolean,
+        "A 429 or 503 with Retry-After shuts the bucket until then.",
+    ),
+    key(Policy, "concurrency", BlockOrOff, "Slots and a queue; off unless `max_in_flight` is written."),
+    key(Policy, "concurrency.max_in_flight", Count, "Slots."),
+    key(Policy, "concurrency.max_queue", Count, "How many may wait for one."),
+    key(Policy, "concurrency.max_wait", Duration, "How long they wait; 0 rejects at once."),
+    key(Shared, "connections", Block, "The connection pool of one upstream."),
+    key(Shared, "connections.max", Count, "Connections, upgraded streams included, tunnels not."),
+    key(Shared, "connections.max_idle", Count, "How many idle ones are kept."),
+    key(Shared, "connections.idle_timeout", Clock, "How long an idle one is kept."),
+    key(Shared, "connections.max_age", Clock, "How long any is used, give or take 10 %."),
+    key(
+        Shared,
+        "connections.http",
+        Choice(&["auto", "1", "2"]),
+        "`auto`: by ALPN, HTTP/1.1 without TLS. 2 without TLS: with prior knowledge.",
+    ),
+    key(Shared, "tls", Block, "TLS to the upstream."),
+    key(Shared, "tls.ca_file", Text, "Whom to trust, PEM; left out: the system's roots."),
+    key(Shared, "tls.client_cert", Text, "Client certificate, PEM, leaf first."),
+    key(Shared, "tls.client_key", Text, "Its private key, PEM."),
+    key(Shared, "tls.server_name", Hosts, "Instead of the host, in SNI and verification only."),
+    key(Shared, "tls.min_version", Choice(&["1.2", "1.3"]), "The lowest TLS version."),
+];
+
+/// The key at a path, from where its scope starts.
+pub fn find(path: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.path == path)
+}

@@ -8,4 +8,4 @@ pub mod tree;
 
 pub use problem::{Place, Problem, Problems};
 pub use read::Reader;
-pub use tree::Node;
+pub use tree::{Layer, Node};

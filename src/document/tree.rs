@@ -1,5 +1,587 @@
 //! The tree: YAML values with the place each was written at, and the layered merge.
 
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Span, StrInput, Tag};
+
+use crate::document::expand::Expansion;
+use crate::document::{Place, Problems};
+
+/// Largest document. Bytes.
+pub const MAX_BYTES: usize = 1 << 20;
+/// Deepest nesting; a configuration needs seven levels.
+const MAX_DEPTH: usize = 32;
+/// How many values aliases may stand for in all, so that a small file can't blow up.
+const MAX_ALIASED: usize = 100_000;
+
 /// A value and where it came from.
 #[derive(Clone, Debug)]
-pub struct Node {}
+pub struct Node {
+    /// Where it is written.
+    pub place: Place,
+    /// Which layer wrote it.
+    pub layer: Layer,
+    /// The value.
+    pub value: Value,
+}
+
+/// Who wrote a value; what is more specific is greater.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Layer {
+    /// A built-in default.
+    BuiltIn,
+    /// The file, outside the layered blocks.
+    File,
+    /// `defaults`
+    Defaults,
+    /// An upstream.
+    Upstream,
+    /// A route.
+    Route,
+}
+
+impl Layer {
+    /// As `explain` and `/config` name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Layer::BuiltIn => "built-in",
+            Layer::File => "file",
+            Layer::Defaults => "defaults",
+            Layer::Upstream => "upstream",
+            Layer::Route => "route",
+        }
+    }
+}
+
+/// What a node holds.
+#[derive(Clone, Debug)]
+pub enum Value {
+    /// A single value.
+    Scalar(Scalar),
+    /// A list.
+    List(Vec<Arc<Node>>),
+    /// A mapping, in the order of the file.
+    Map(Vec<Entry>),
+}
+
+/// One key of a mapping with its value.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The key.
+    pub key: Arc<str>,
+    /// Where the key stands.
+    pub place: Place,
+    /// Its value.
+    pub value: Arc<Node>,
+}
+
+/// A scalar as text. What it means (number, duration, word) is for the reader to say.
+#[derive(Clone)]
+pub struct Scalar {
+    /// The text, after `${…}` was replaced.
+    pub text: Arc<str>,
+    /// Not quoted (or one `${…}` alone): may be read as a number, a boolean or null.
+    pub plain: bool,
+    /// What it was before `${…}` was replaced, and from where the replacement came.
+    pub expansion: Option<Arc<Expansion>>,
+}
+
+impl Scalar {
+    /// A plain scalar.
+    pub fn plain(text: &str) -> Scalar {
+        Scalar { text: text.into(), plain: true, expansion: None }
+    }
+
+    /// Null by YAML 1.2's core schema.
+    pub fn is_null(&self) -> bool {
+        let from_file = self.expansion.as_ref().is_some_and(|expansion| expansion.secret);
+        self.plain && !from_file && matches!(&*self.text, "" | "~" | "null" | "Null" | "NULL")
+    }
+
+    /// `off` or `false`.
+    pub fn is_off(&self) -> bool {
+        &*self.text == "off" || (self.plain && matches!(&*self.text, "false" | "False" | "FALSE"))
+    }
+
+    /// Stands for a variable or file that was not there, in a check that does without.
+    pub fn is_missing(&self) -> bool {
+        self.expansion.as_ref().is_some_and(|expansion| expansion.missing)
+    }
+
+    /// The text as the file has it, which is safe to show: `${…}` not replaced.
+    pub fn as_written(&self) -> &str {
+        match &self.expansion {
+            Some(expansion) => &expansion.written,
+            None => &self.text,
+        }
+    }
+}
+
+/// Shows what the file says, not what `${…}` stands for.
+impl std::fmt::Debug for Scalar {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}", self.as_written())
+    }
+}
+
+impl Node {
+    /// Parses one document. What is wrong with it is noted; `None` where nothing could be made of it.
+    pub fn parse(text: &str, file: &Arc<PathBuf>, layer: Layer, problems: &mut Problems) -> Option<Arc<Node>> {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let mut builder = Builder { file, layer, problems, anchors: HashMap::new(), aliased: 0 };
+        let mut parser = Parser::new_from_str(text);
+        let root = builder.document(&mut parser);
+        match root {
+            Ok(root) => Some(root),
+            Err(Stop { place, message, help }) => {
+                problems.error(Some(place), "", message, help);
+                None
+            }
+        }
+    }
+
+    /// A map with nothing in it.
+    pub fn empty_map(place: Place, layer: Layer) -> Node {
+        Node { place, layer, value: Value::Map(Vec::new()) }
+    }
+
+    /// The value of a key, null ones left out: a key without a value is the same as no key.
+    pub fn get(&self, key: &str) -> Option<&Arc<Node>> {
+        self.entry(key).map(|entry| &entry.value).filter(|value| !value.is_null())
+    }
+
+    /// The entry of a key, null or not.
+    pub fn entry(&self, key: &str) -> Option<&Entry> {
+        self.entries().iter().find(|entry| &*entry.key == key)
+    }
+
+    /// The value at the end of a path of keys.
+    pub fn at(&self, path: &[&str]) -> Option<&Node> {
+        path.iter().try_fold(self, |node, key| node.get(key).map(|value| &**value))
+    }
+
+    /// The entries of a mapping; none where it is something else.
+    pub fn entries(&self) -> &[Entry] {
+        match &self.value {
+            Value::Map(entries) => entries,
+            Value::Scalar(_) | Value::List(_) => &[],
+        }
+    }
+
+    /// The items of a list; none where it is something else.
+    pub fn items(&self) -> &[Arc<Node>] {
+        match &self.value {
+            Value::List(items) => items,
+            Value::Scalar(_) | Value::Map(_) => &[],
+        }
+    }
+
+    /// The scalar, where it is one.
+    pub fn scalar(&self) -> Option<&Scalar> {
+        match &self.value {
+            Value::Scalar(scalar) => Some(scalar),
+            Value::List(_) | Value::Map(_) => None,
+        }
+    }
+
+    /// Whether it is a mapping.
+    pub fn is_map(&self) -> bool {
+        matches!(self.value, Value::Map(_))
+    }
+
+    /// Whether it is null.
+    pub fn is_null(&self) -> bool {
+        self.scalar().is_some_and(Scalar::is_null)
+    }
+
+    /// Whether it is `off` or `false`.
+    pub fn is_off(&self) -> bool {
+        self.scalar().is_some_and(Scalar::is_off)
+    }
+
+    /// The same tree, written by another layer.
+    pub fn in_layer(self: &Arc<Node>, layer: Layer) -> Arc<Node> {
+        let value = match &self.value {
+            Value::Scalar(scalar) => Value::Scalar(scalar.clone()),
+            Value::List(items) => Value::List(items.iter().map(|item| item.in_layer(layer)).collect()),
+            Value::Map(entries) => {
+                Value::Map(entries.iter().map(|e| Entry { value: e.value.in_layer(layer), ..e.clone() }).collect())
+            }
+        };
+        Arc::new(Node { place: self.place.clone(), layer, value })
+    }
+
+    /// Lays `over` upon `base`, field by field: a list or scalar replaces, null leaves what was there, and a mapping over
+    /// an inherited `off` starts from the built-in values.
+    pub fn merge(base: Option<&Arc<Node>>, over: &Arc<Node>, built_in: Option<&Arc<Node>>) -> Arc<Node> {
+        if over.is_null() {
+            return base.unwrap_or(over).clone();
+        }
+        let Value::Map(written) = &over.value else { return over.clone() };
+        let base = base.filter(|base| !base.is_off()).or(built_in).filter(|base| base.is_map());
+        let Some(base) = base else {
+            return over.clone();
+        };
+        let mut entries = base.entries().to_vec();
+        for entry in written {
+            match entries.iter_mut().find(|inherited| inherited.key == entry.key) {
+                Some(inherited) => {
+                    let built_in = built_in.and_then(|built_in| built_in.get(&entry.key));
+                    let value = Node::merge(Some(&inherited.value), &entry.value, built_in);
+                    *inherited =
+                        if entry.value.is_null() { inherited.clone() } else { Entry { value, ..entry.clone() } };
+                }
+                None => entries.push(entry.clone()),
+            }
+        }
+        Arc::new(Node { place: over.place.clone(), layer: over.layer, value: Value::Map(entries) })
+    }
+}
+
+/// Why a document can't be used at all.
+struct Stop {
+    place: Place,
+    message: String,
+    help: Option<&'static str>,
+}
+
+struct Builder<'p> {
+    file: &'p Arc<PathBuf>,
+    layer: Layer,
+    problems: &'p mut Problems,
+    /// Finished values by anchor, with the number of values in them.
+    anchors: HashMap<usize, (Arc<Node>, usize)>,
+    aliased: usize,
+}
+
+type Events<'i> = Parser<'i, StrInput<'i>>;
+
+impl Builder<'_> {
+    fn place(&self, mark: Marker) -> Place {
+        // The parser counts columns from 0, whatever its documentation says.
+        Place { file: self.file.clone(), line: mark.line().max(1), column: mark.col() + 1 }
+    }
+
+    fn stop(&self, mark: Marker, message: impl Into<String>, help: Option<&'static str>) -> Stop {
+        Stop { place: self.place(mark), message: message.into(), help }
+    }
+
+    fn next<'i>(&self, events: &mut Events<'i>) -> Result<(Event<'i>, Span), Stop> {
+        match events.next() {
+            Some(Ok(event)) => Ok(event),
+            Some(Err(error)) => Err(self.syntax(&error)),
+            None => Err(self.stop(Marker::new(0, 1, 0), "the file ends too early", None)),
+        }
+    }
+
+    fn syntax(&self, error: &saphyr_parser::ScanError) -> Stop {
+        let info = error.info();
+        let help = if info.contains("tab") {
+            "YAML is indented by spaces"
+        } else {
+            "check the indentation, the space after each `:`, and that brackets and quotes are closed"
+        };
+        self.stop(*error.marker(), format!("this is not YAML: {info}"), Some(help))
+    }
+
+    fn document(&mut self, events: &mut Events<'_>) -> Result<Arc<Node>, Stop> {
+        let mut root: Option<Arc<Node>> = None;
+        loop {
+            let (event, span) = self.next(events)?;
+            match event {
+                Event::Nothing | Event::StreamStart | Event::DocumentEnd => {}
+                Event::DocumentStart(_) if root.is_some() => {
+                    let help = "put everything into one document, without a second `---`";
+                    return Err(self.stop(span.start, "this is a second YAML document", Some(help)));
+                }
+                Event::DocumentStart(_) => {
+                    let (event, span) = self.next(events)?;
+                    root = Some(self.node(event, span, events, 0)?.0);
+                }
+                Event::StreamEnd => {
+                    let place = self.place(Marker::new(0, 1, 0));
+                    return Ok(root.unwrap_or_else(|| {
+                        Arc::new(Node { place, layer: self.layer, value: Value::Scalar(Scalar::plain("")) })
+                    }));
+                }
+                Event::Alias(_)
+                | Event::Scalar(..)
+                | Event::SequenceStart(..)
+                | Event::SequenceEnd
+                | Event::MappingStart(..)
+                | Event::MappingEnd => return Err(self.stop(span.start, "this is not one YAML document", None)),
+            }
+        }
+    }
+
+    /// A value and how many values are in it.
+    fn node(
+        &mut self,
+        event: Event<'_>,
+        span: Span,
+        events: &mut Events<'_>,
+        depth: usize,
+    ) -> Result<(Arc<Node>, usize), Stop> {
+        if depth > MAX_DEPTH {
+            return Err(self.stop(span.start, format!("nested more than {MAX_DEPTH} levels deep"), None));
+        }
+        let place = self.place(span.start);
+        let (value, size, anchor, tag) = match event {
+            Event::Alias(anchor) => {
+                let Some((node, size)) = self.anchors.get(&anchor).cloned() else {
+                    return Err(self.stop(span.start, "an alias can't stand inside of what it stands for", None));
+                };
+                self.aliased += size;
+                if self.aliased > MAX_ALIASED {
+                    let message = format!("aliases stand for more than {MAX_ALIASED} values");
+                    return Err(self.stop(span.start, message, None));
+                }
+                // What is wrong with an aliased value is shown where it is written.
+                return Ok((node, size));
+            }
+            Event::Scalar(text, style, anchor, tag) => {
+                let plain = style == ScalarStyle::Plain && !tag.as_deref().is_some_and(is_string_tag);
+                (Value::Scalar(Scalar { text: (&*text).into(), plain, expansion: None }), 1, anchor, tag)
+            }
+            Event::SequenceStart(anchor, tag) => {
+                let (items, size) = self.list(events, depth)?;
+                (Value::List(items), size, anchor, tag)
+            }
+            Event::MappingStart(anchor, tag) => {
+                let (entries, size) = self.map(events, depth)?;
+                (Value::Map(entries), size, anchor, tag)
+            }
+            Event::Nothing
+            | Event::StreamStart
+            | Event::StreamEnd
+            | Event::DocumentStart(_)
+            | Event::DocumentEnd
+            | Event::SequenceEnd
+            | Event::MappingEnd => return Err(self.stop(span.start, "a value is missing here", None)),
+        };
+        if let Some(tag) = tag.filter(|tag| !is_string_tag(tag)) {
+            self.problems.error(
+                Some(place.clone()),
+                "",
+                format!("the tag `{tag}` is not supported"),
+                Some("leave the tag out"),
+            );
+        }
+        let node = Arc::new(Node { place, layer: self.layer, value });
+        if anchor > 0 {
+            self.anchors.insert(anchor, (node.clone(), size));
+        }
+        Ok((node, size))
+    }
+
+    fn list(&mut self, events: &mut Events<'_>, depth: usize) -> Result<(Vec<Arc<Node>>, usize), Stop> {
+        let (mut items, mut size) = (Vec::new(), 1);
+        loop {
+            let (event, span) = self.next(events)?;
+            if event == Event::SequenceEnd {
+                return Ok((items, size));
+            }
+            let (item, inner) = self.node(event, span, events, depth + 1)?;
+            items.push(item);
+            size += inner;
+        }
+    }
+
+    fn map(&mut self, events: &mut Events<'_>, depth: usize) -> Result<(Vec<Entry>, usize), Stop> {
+        let mut entries: Vec<Entry> = Vec::new();
+        let mut places: HashMap<Arc<str>, usize> = HashMap::new();
+        let mut merged: Vec<Arc<Node>> = Vec::new();
+        let mut size = 1;
+        loop {
+            let (event, span) = self.next(events)?;
+            if event == Event::MappingEnd {
+                break;
+            }
+            let (key, _) = self.node(event, span, events, depth + 1)?;
+            let (event, value_span) = self.next(events)?;
+            let (value, inner) = self.node(event, value_span, events, depth + 1)?;
+            size += inner;
+            let place = self.place(span.start);
+            let Some(text) = self.key(&key, &place) else { continue };
+            if &*text == "<<" {
+                self.merge_key(&value, &mut merged);
+            } else if let Some(first) = places.get(&text) {
+                let line = entries.get(*first).map_or(0, |entry| entry.place.line);
+                self.problems.error(
+                    Some(place),
+                    "",
+                    format!("the key `{text}` is written twice (first in line {line})"),
+                    Some("keep one of the two"),
+                );
+            } else {
+                places.insert(text.clone(), entries.len());
+                entries.push(Entry { key: text, place, value });
+            }
+        }
+        // The mapping's own keys win, then those of the mapping that `<<` names first.
+        for entry in merged.iter().flat_map(|node| node.entries()) {
+            if !places.contains_key(&entry.key) {
+                places.insert(entry.key.clone(), entries.len());
+                entries.push(entry.clone());
+            }
+        }
+        Ok((entries, size))
+    }
+
+    fn key(&mut self, key: &Node, place: &Place) -> Option<Arc<str>> {
+        let help = match key.scalar() {
+            Some(scalar) if !scalar.plain || is_string(&scalar.text) => return Some(scalar.text.clone()),
+            Some(scalar) if scalar.is_null() => "write a name before the `:`".to_owned(),
+            Some(scalar) => format!("write it in quotes: \"{}\"", scalar.text),
+            None => "write a name before the `:`".to_owned(),
+        };
+        self.problems.error(Some(place.clone()), "", "a key must be text", Some(&help));
+        None
+    }
+
+    fn merge_key(&mut self, value: &Arc<Node>, merged: &mut Vec<Arc<Node>>) {
+        let sources = match &value.value {
+            Value::List(items) => items.as_slice(),
+            Value::Map(_) | Value::Scalar(_) => std::slice::from_ref(value),
+        };
+        for source in sources {
+            if source.is_map() {
+                merged.push(source.clone());
+            } else {
+                self.problems.error(
+                    Some(source.place.clone()),
+                    "<<",
+                    "must be a mapping or a list of mappings",
+                    Some("write `<<: *name`, where `&name` marks a mapping above"),
+                );
+            }
+        }
+    }
+}
+
+fn is_string_tag(tag: &Tag) -> bool {
+    tag.is_yaml_core_schema() && tag.suffix == "str"
+}
+
+/// Whether a plain scalar is a string by YAML 1.2's core schema: neither null, boolean nor number.
+fn is_string(text: &str) -> bool {
+    let word =
+        matches!(text, "" | "~" | "null" | "Null" | "NULL" | "true" | "True" | "TRUE" | "false" | "False" | "FALSE");
+    let number = text.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '.' | '+' | '-'))
+        && (text.parse::<f64>().is_ok()
+            || text.strip_prefix("0x").is_some_and(|hex| i64::from_str_radix(hex, 16).is_ok())
+            || text.strip_prefix("0o").is_some_and(|octal| i64::from_str_radix(octal, 8).is_ok()));
+    !word && !number
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> (Option<Arc<Node>>, Problems) {
+        let mut problems = Problems::default();
+        let node = Node::parse(text, &Arc::new("f.yaml".into()), Layer::File, &mut problems);
+        (node, problems)
+    }
+
+    fn good(text: &str) -> Arc<Node> {
+        let (node, problems) = parse(text);
+        assert_eq!(problems, Problems::default());
+        node.unwrap()
+    }
+
+    fn text<'n>(node: &'n Node, path: &[&str]) -> &'n str {
+        &node.at(path).unwrap().scalar().unwrap().text
+    }
+
+    fn first_error(yaml: &str) -> (usize, usize, String) {
+        let (_, problems) = parse(yaml);
+        let problem = problems.errors.first().expect("an error");
+        let place = problem.place.clone().unwrap();
+        (place.line, place.column, problem.message.clone())
+    }
+
+    #[test]
+    fn keys_and_values_know_their_line_and_column() {
+        let node = good("a:\n  \u{e9}: 1\n  c: [x, y]\n");
+        let a = node.entry("a").unwrap();
+        assert_eq!((a.place.line, a.place.column), (1, 1));
+        let e = a.value.entry("\u{e9}").unwrap();
+        assert_eq!((e.place.line, e.place.column, e.value.place.column), (2, 3, 6));
+        let y = &a.value.get("c").unwrap().items()[1];
+        assert_eq!((y.place.line, y.place.column), (3, 10));
+    }
+
+    #[test]
+    fn a_key_written_twice_is_a_problem_at_the_second() {
+        let (line, column, message) = first_error("a: 1\nb: 2\na: 3\n");
+        assert_eq!((line, column), (3, 1));
+        assert!(message.contains("written twice (first in line 1)"), "{message}");
+    }
+
+    #[test]
+    fn syntax_errors_a_second_document_and_deep_nesting_have_a_place() {
+        let (line, _, message) = first_error("a: 1\nb: [1, 2\nc: 3\n");
+        assert!(line >= 2 && message.starts_with("this is not YAML"), "{line} {message}");
+        assert_eq!(first_error("a: 1\n---\nb: 2\n").2, "this is a second YAML document");
+        assert!(first_error(&"[".repeat(5000)).2.contains("nested"));
+        assert!(first_error("a: *nobody\n").2.starts_with("this is not YAML"));
+    }
+
+    #[test]
+    fn aliases_can_not_blow_up() {
+        let mut yaml = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
+        for level in 1..12 {
+            let previous = level - 1;
+            let refs = vec![format!("*a{previous}"); 10].join(", ");
+            yaml.push_str(&format!("a{level}: &a{level} [{refs}]\n"));
+        }
+        assert!(first_error(&yaml).2.contains("aliases stand for more than"));
+    }
+
+    #[test]
+    fn merge_keys_fill_in_what_is_not_written() {
+        let node = good("base: &b {x: 1, y: 2}\nother: &o {y: 8, z: 9}\nuse:\n  <<: [*b, *o]\n  x: 5\n");
+        assert_eq!(text(&node, &["use", "x"]), "5");
+        assert_eq!(text(&node, &["use", "y"]), "2");
+        assert_eq!(text(&node, &["use", "z"]), "9");
+        assert!(first_error("a:\n  <<: 5\n").2.contains("must be a mapping"));
+    }
+
+    #[test]
+    fn keys_that_are_not_text_are_refused() {
+        for yaml in ["1: x\n", "true: x\n", "[a]: x\n", "~: x\n"] {
+            assert_eq!(first_error(yaml).2, "a key must be text", "{yaml}");
+        }
+        good("\"1\": x\non: y\nno: z\n");
+    }
+
+    #[test]
+    fn merging_goes_field_by_field_and_remembers_the_layer() {
+        let built_in = good("retry: {max: 3, on: [a, b], budget: {ratio: 1}}").in_layer(Layer::BuiltIn);
+        let defaults = good("retry: {max: 4, on: [c], budget: off}").in_layer(Layer::Defaults);
+        let upstream = good("retry: {budget: {floor: 2}, max: ~}").in_layer(Layer::Upstream);
+        let merged = Node::merge(Some(&built_in), &defaults, Some(&built_in));
+        assert!(merged.at(&["retry", "budget"]).unwrap().is_off());
+        assert_eq!(merged.at(&["retry", "on"]).unwrap().items().len(), 1);
+        let merged = Node::merge(Some(&merged), &upstream, Some(&built_in));
+        assert_eq!(text(&merged, &["retry", "max"]), "4");
+        assert_eq!(merged.at(&["retry", "max"]).unwrap().layer, Layer::Defaults);
+        // A map over an inherited `off` starts from the built-in values.
+        assert_eq!(text(&merged, &["retry", "budget", "ratio"]), "1");
+        assert_eq!(merged.at(&["retry", "budget", "ratio"]).unwrap().layer, Layer::BuiltIn);
+        assert_eq!(merged.at(&["retry", "budget", "floor"]).unwrap().layer, Layer::Upstream);
+    }
+
+    #[test]
+    fn a_block_over_a_switched_off_block_starts_from_the_built_in_values() {
+        let built_in = good("retry: {max: 3}").in_layer(Layer::BuiltIn);
+        let defaults = good("retry: false");
+        let merged = Node::merge(Some(&built_in), &defaults, Some(&built_in));
+        assert!(merged.get("retry").unwrap().is_off());
+        let merged = Node::merge(Some(&merged), &good("retry: {}"), Some(&built_in));
+        assert_eq!(text(&merged, &["retry", "max"]), "3");
+    }
+}

@@ -6,15 +6,21 @@ pub mod backoff;
 pub mod body;
 pub mod breaker;
 pub mod budget;
+pub mod carry;
 pub mod classify;
 pub mod concurrency;
-pub mod idle;
 pub mod pipeline;
 pub mod rate_limit;
 pub mod replay;
 pub mod retry;
 pub mod retry_after;
 pub mod timeout;
+pub mod window;
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod together;
 
 use std::future::Future;
 
@@ -52,4 +58,16 @@ pub struct Destination {
     pub origin: crate::origin::Origin,
     /// False on an upstream's own `listen` port, where `Host` is always that of `to`.
     pub keep_host: bool,
+}
+
+/// Makes the connection of a tunnel.
+pub trait Dial: Send + Sync {
+    /// What it gives.
+    type Connection: Send;
+
+    /// Tries once.
+    ///
+    /// # Errors
+    /// What kept the connection from being made.
+    fn dial(&self, attempt: &Attempt) -> impl Future<Output = Result<Self::Connection>> + Send;
 }

@@ -9,7 +9,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{self, Config};
 use crate::error::{Denial, Error, Result};
+use crate::message::Attempt;
 use crate::origin::{Origin, Scheme};
+use crate::policy::Dial;
 use crate::proxy::io::{AppIo, Replayed};
 use crate::proxy::record::Record;
 use crate::proxy::relay::{self, Ended, Side};
@@ -39,9 +41,22 @@ pub(crate) fn check(config: &Config, upstream: &Upstream, target: &Target) -> Re
 pub(crate) async fn connect(upstream: &Upstream, target: &Target, record: &Record) -> Result<TcpStream> {
     // Whether TLS is spoken inside is the app's matter; it plays no part in dialling.
     let origin = Origin { scheme: Scheme::Https, host: target.host.clone(), port: target.port };
-    let dial = async |attempt: &crate::message::Attempt| upstream.transport.tunnel(&origin, attempt).await;
-    let (stream, _) = upstream.lane.policies.tunnel(&record.exchange, dial).await?;
-    Ok(stream)
+    upstream.lane.policies.tunnel(&record.exchange, &Way { upstream, origin }).await
+}
+
+/// To where the app asked.
+struct Way<'a> {
+    upstream: &'a Upstream,
+    origin: Origin,
+}
+
+impl Dial for Way<'_> {
+    type Connection = TcpStream;
+
+    async fn dial(&self, attempt: &Attempt) -> Result<TcpStream> {
+        let (stream, _) = self.upstream.transport.tunnel(&self.origin, attempt).await?;
+        Ok(stream)
+    }
 }
 
 /// Relays once the app's side has its 200. Lives until either side ends it, it falls silent, or the drain ends.

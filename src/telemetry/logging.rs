@@ -1,1 +1,217 @@
-//! tracing, stdout, and what happens when nobody reads it.
+//! tracing, stdout, and what happens when nobody reads it: lines are dropped and counted, nothing ever waits.
+//!
+//! Only Outrigger's own events are written, and errors of the libraries below it: at `debug` an HTTP library prints whole
+//! messages, secrets included.
+
+use std::fmt;
+use std::io::{BufWriter, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
+use tracing::{Event, Subscriber};
+use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::{Context, SubscriberExt};
+use tracing_subscriber::{Layer, Registry, reload};
+
+use crate::config::{self, LogLevel};
+use crate::telemetry::line::Line;
+
+/// Lines that wait for a slow reader before new ones are dropped.
+const WAITING_LINES: usize = 8192;
+
+/// The process's log.
+#[derive(Clone)]
+pub struct Logging {
+    writer: NonBlocking,
+    json: Arc<AtomicBool>,
+    level: reload::Handle<Targets, Registry>,
+}
+
+impl Logging {
+    /// Logs to standard output from now on, panics included. The guard writes what is left when it is dropped.
+    ///
+    /// # Errors
+    /// A sentence when the process logs elsewhere already.
+    pub fn install(log: &config::Log) -> Result<(Logging, WorkerGuard), String> {
+        // The worker flushes whenever it has caught up, so a quiet log is never late and a busy one costs few writes.
+        let (logging, guard, subscriber) = Logging::over(BufWriter::with_capacity(64 << 10, std::io::stdout()), log);
+        tracing::subscriber::set_global_default(subscriber).map_err(|error| error.to_string())?;
+        std::panic::set_hook(Box::new(|panic| {
+            // The payload may quote a request, so only the place is told.
+            let place = panic.location().map(ToString::to_string);
+            tracing::error!(place, thread = std::thread::current().name(), "a panic");
+        }));
+        Ok((logging, guard))
+    }
+
+    fn over(
+        out: impl Write + Send + 'static,
+        log: &config::Log,
+    ) -> (Logging, WorkerGuard, impl Subscriber + Send + Sync) {
+        let (writer, guard) =
+            NonBlockingBuilder::default().buffered_lines_limit(WAITING_LINES).thread_name("log").finish(out);
+        let json = Arc::new(AtomicBool::new(log.json));
+        let (filter, level) = reload::Layer::new(targets(log.level));
+        let lines = Lines { json: json.clone(), writer: writer.clone() };
+        (Logging { writer, json, level }, guard, Registry::default().with(filter).with(lines))
+    }
+
+    /// A reload changed `log`.
+    pub fn apply(&self, log: &config::Log) {
+        self.json.store(log.json, Ordering::Relaxed);
+        // It fails only where the subscriber is gone.
+        let _ = self.level.reload(targets(log.level));
+    }
+
+    /// Where access lines go.
+    pub fn writer(&self) -> NonBlocking {
+        self.writer.clone()
+    }
+
+    /// How many lines were dropped so far.
+    pub fn dropped(&self) -> impl Fn() -> u64 + Send + 'static {
+        let counter = self.writer.error_counter();
+        move || counter.dropped_lines() as u64
+    }
+}
+
+fn targets(level: LogLevel) -> Targets {
+    let level = match level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+    };
+    Targets::new().with_default(LevelFilter::ERROR).with_target("outrigger", level)
+}
+
+/// Writes each event as one line.
+struct Lines {
+    json: Arc<AtomicBool>,
+    writer: NonBlocking,
+}
+
+impl<S: Subscriber> Layer<S> for Lines {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        let mut message = Message(String::new());
+        event.record(&mut message);
+        let level = event.metadata().level().as_str();
+        let mut line = Line::new(self.json.load(Ordering::Relaxed), level, &message.0);
+        event.record(&mut Fields(&mut line));
+        // A writer that drops lines when it is full reports no errors.
+        let _ = self.writer.clone().write_all(line.finish().as_bytes());
+    }
+}
+
+/// Finds the sentence, wherever it stands among the fields.
+struct Message(String);
+
+impl Visit for Message {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if field.name() == "message" {
+            self.0 = format!("{value:?}");
+        }
+    }
+}
+
+/// Writes everything but the sentence.
+struct Fields<'a>(&'a mut Line);
+
+impl Visit for Fields<'_> {
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        if value.is_finite() {
+            self.0.number(field.name(), value);
+        }
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.0.number(field.name(), value);
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.0.number(field.name(), value);
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.0.number(field.name(), value);
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.0.text(field.name(), value);
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if field.name() != "message" {
+            self.0.text(field.name(), &format!("{value:?}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Memory(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Memory {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn settings(json: bool, level: LogLevel) -> config::Log {
+        config::Log { json, level, access: config::AccessLog::Off, path: config::LogPath::Off }
+    }
+
+    fn written(log: &config::Log, act: impl FnOnce(&Logging)) -> String {
+        let memory = Memory::default();
+        let (logging, guard, subscriber) = Logging::over(memory.clone(), log);
+        tracing::subscriber::with_default(subscriber, || act(&logging));
+        drop(guard);
+        String::from_utf8(memory.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn an_event_is_a_line_of_json() {
+        let text = written(&settings(true, LogLevel::Info), |_| {
+            tracing::warn!(upstream = "a", times = 3_u64, on = true, "the circuit changed");
+            tracing::debug!("not shown");
+        });
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(json["message"], "the circuit changed");
+        assert_eq!(
+            (&json["level"], &json["upstream"], &json["times"], &json["on"]),
+            (&"warn".into(), &"a".into(), &3.into(), &true.into())
+        );
+    }
+
+    #[test]
+    fn level_and_format_change_while_it_runs() {
+        let text = written(&settings(true, LogLevel::Error), |logging| {
+            tracing::info!("before");
+            logging.apply(&settings(false, LogLevel::Debug));
+            tracing::debug!(n = 1, "after");
+        });
+        assert!(text.ends_with(" DEBUG after n=1\n") && !text.contains("before"), "{text}");
+    }
+
+    #[test]
+    fn libraries_are_heard_when_they_fail_only() {
+        let text = written(&settings(true, LogLevel::Debug), |_| {
+            tracing::debug!(target: "h2::codec", "authorization: Bearer secret");
+            tracing::error!(target: "rustls", "broken");
+        });
+        assert!(!text.contains("secret") && text.contains("broken"), "{text}");
+    }
+}

@@ -1,6 +1,7 @@
 //! What Outrigger tells: metrics, the access log, logging. A thing that happens is one method of [`report`].
 
 pub mod access;
+mod line;
 pub mod logging;
 pub mod metrics;
 pub mod report;

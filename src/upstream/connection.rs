@@ -1,1 +1,357 @@
-//! One connection that speaks HTTP/1.1 or HTTP/2.
+//! One connection to an upstream: the bytes, counted, and HTTP/1.1 or HTTP/2 spoken over them. What a connection is used
+//! for is the pool's business.
+
+use std::error::Error as StdError;
+use std::future::Future;
+use std::io;
+use std::pin::{Pin, pin};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio_rustls::client::TlsStream;
+
+use crate::upstream::upload::SendBody;
+
+/// Read buffer of an HTTP/1.1 connection. hyper's own default grows to 400 KiB and keeps it while the connection idles.
+const BUFFER: usize = 32 * 1024;
+
+/// Windows of an HTTP/2 connection and of one of its streams.
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+const STREAM_WINDOW: u32 = 256 * 1024;
+
+/// While an HTTP/2 connection carries a request, a PING goes out after this silence…
+const PING_AFTER: Duration = Duration::from_secs(15);
+/// …and no answer for this long means that the peer is gone. Idle connections get none: they are closed soon anyway.
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Streams that are used of one HTTP/2 connection at most, whatever the peer allows.
+const MAX_STREAMS: usize = 1000;
+
+/// Bounds of an answer's head.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct HeadLimits {
+    /// Bytes.
+    pub(super) bytes: usize,
+    /// Fields.
+    pub(super) fields: usize,
+}
+
+/// The bytes to and from an upstream.
+pub(super) enum Stream {
+    /// TCP as it is.
+    Plain(TcpStream),
+    /// TLS over it.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Stream {
+    /// Whether HTTP/2 was agreed on by ALPN.
+    pub(super) fn agreed_on_h2(&self) -> bool {
+        match self {
+            Stream::Plain(_) => false,
+            Stream::Tls(tls) => tls.get_ref().1.alpn_protocol() == Some(b"h2"),
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(tcp) => Pin::new(tcp).poll_read(cx, buf),
+            Stream::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Plain(tcp) => Pin::new(tcp).poll_write(cx, buf),
+            Stream::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Stream::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Stream::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Stream::Plain(tcp) => tcp.is_write_vectored(),
+            Stream::Tls(tls) => tls.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(tcp) => Pin::new(tcp).poll_flush(cx),
+            Stream::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Stream::Plain(tcp) => Pin::new(tcp).poll_shutdown(cx),
+            Stream::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+        }
+    }
+}
+
+/// What went over a connection: the evidence of whether a request can have been seen.
+#[derive(Debug, Default)]
+pub(super) struct Wire {
+    written: AtomicU64,
+    read: AtomicU64,
+    /// Set while the peer's HTTP/2 SETTINGS are awaited.
+    awaiting_settings: AtomicBool,
+    settings_seen: AtomicBool,
+    settings_waker: Mutex<Option<Waker>>,
+}
+
+impl Wire {
+    /// Bytes that the socket (or TLS above it) took.
+    pub(super) fn written(&self) -> u64 {
+        self.written.load(Ordering::Acquire)
+    }
+
+    /// Bytes that came.
+    pub(super) fn read(&self) -> u64 {
+        self.read.load(Ordering::Acquire)
+    }
+
+    /// A read that follows bytes means that those were processed: SETTINGS are always the first frame.
+    fn reads_on(&self) {
+        if self.read() > 0 && self.awaiting_settings.swap(false, Ordering::AcqRel) {
+            self.settings_seen.store(true, Ordering::Release);
+            if let Some(waker) = self.settings_waker.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                waker.wake();
+            }
+        }
+    }
+}
+
+/// A stream that counts.
+pub(super) struct Metered {
+    stream: Stream,
+    wire: Arc<Wire>,
+}
+
+impl AsyncRead for Metered {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.wire.awaiting_settings.load(Ordering::Relaxed) {
+            self.wire.reads_on();
+        }
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if polled.is_ready() {
+            self.wire.read.fetch_add((buf.filled().len() - before) as u64, Ordering::Release);
+        }
+        polled
+    }
+}
+
+impl Metered {
+    fn count(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(written)) = &polled {
+            self.wire.written.fetch_add(*written as u64, Ordering::Release);
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for Metered {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.count(polled)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.count(polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// An HTTP/1.1 connection. Dropped while idle it is closed in good order.
+pub(super) struct Http1 {
+    pub(super) sender: http1::SendRequest<SendBody>,
+    pub(super) driver: JoinHandle<()>,
+    pub(super) wire: Arc<Wire>,
+}
+
+impl Http1 {
+    /// Speaks HTTP/1.1 over `stream`. `ended` runs when the connection is no more.
+    ///
+    /// # Errors
+    /// As hyper's handshake, which does no I/O.
+    pub(super) async fn start(
+        stream: Stream,
+        limits: HeadLimits,
+        ended: impl FnOnce() + Send + 'static,
+    ) -> hyper::Result<Http1> {
+        let wire = Arc::new(Wire::default());
+        let mut builder = http1::Builder::new();
+        builder.preserve_header_case(true).max_buf_size(BUFFER.max(limits.bytes)).max_header_size(limits.bytes);
+        // hyper's default is 100 as well, but a number that was set costs two allocations a message.
+        if limits.fields != 100 {
+            builder.max_headers(limits.fields);
+        }
+        let io = TokioIo::new(Metered { stream, wire: wire.clone() });
+        let (sender, connection) = builder.handshake(io).await?;
+        let driver = tokio::spawn(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, "a connection to an upstream ended");
+            }
+            ended();
+        });
+        Ok(Http1 { sender, driver, wire })
+    }
+
+    /// Closes it at once, whatever it is doing.
+    pub(super) fn kill(self) {
+        self.driver.abort();
+    }
+}
+
+/// An HTTP/2 connection, shared.
+#[derive(Clone)]
+pub(super) struct Http2 {
+    pub(super) sender: http2::SendRequest<SendBody>,
+    state: Arc<Http2State>,
+}
+
+struct Http2State {
+    room: AtomicUsize,
+    settled: AtomicBool,
+    ended: AtomicBool,
+}
+
+impl Http2 {
+    /// Speaks HTTP/2 over `stream`. `changed` runs when the peer's SETTINGS have come, and when the connection takes no
+    /// streams any more.
+    ///
+    /// # Errors
+    /// As hyper's handshake: the preface could not be written.
+    pub(super) async fn start(
+        stream: Stream,
+        limits: HeadLimits,
+        changed: impl Fn() + Send + Sync + 'static,
+    ) -> hyper::Result<Http2> {
+        let wire = Arc::new(Wire { awaiting_settings: AtomicBool::new(true), ..Wire::default() });
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder
+            .timer(TokioTimer::new())
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_stream_window_size(STREAM_WINDOW)
+            // One stream goes at once; how many more may go is known when the peer's SETTINGS have come.
+            .initial_max_send_streams(1)
+            .max_header_list_size(u32::try_from(limits.bytes).unwrap_or(u32::MAX))
+            .keep_alive_interval(PING_AFTER)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .keep_alive_while_idle(false);
+        let io = TokioIo::new(Metered { stream, wire: wire.clone() });
+        let (sender, connection) = builder.handshake(io).await?;
+        let state = Arc::new(Http2State {
+            room: AtomicUsize::new(1),
+            settled: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+        });
+        let watched = state.clone();
+        tokio::spawn(async move {
+            let mut connection = pin!(connection);
+            let result = std::future::poll_fn(|cx| {
+                if !watched.settled.load(Ordering::Relaxed) {
+                    *wire.settings_waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(cx.waker().clone());
+                    if wire.settings_seen.load(Ordering::Acquire) {
+                        watched.room.store(connection.current_max_send_streams().min(MAX_STREAMS), Ordering::Relaxed);
+                        watched.settled.store(true, Ordering::Release);
+                        changed();
+                    }
+                }
+                let polled = connection.as_mut().poll(cx);
+                if watched.settled.load(Ordering::Relaxed) {
+                    watched.room.store(connection.current_max_send_streams().min(MAX_STREAMS), Ordering::Relaxed);
+                }
+                polled
+            })
+            .await;
+            if let Err(error) = result {
+                tracing::debug!(%error, "an HTTP/2 connection to an upstream ended");
+            }
+            watched.ended.store(true, Ordering::Release);
+            changed();
+        });
+        Ok(Http2 { sender, state })
+    }
+
+    /// How many streams it takes at once.
+    pub(super) fn room(&self) -> usize {
+        self.state.room.load(Ordering::Relaxed)
+    }
+
+    /// Whether the peer's SETTINGS have come.
+    pub(super) fn is_settled(&self) -> bool {
+        self.state.settled.load(Ordering::Acquire)
+    }
+
+    /// Whether it takes no new streams.
+    pub(super) fn is_closed(&self) -> bool {
+        self.state.ended.load(Ordering::Acquire) || self.sender.is_closed()
+    }
+}
+
+/// The HTTP/2 error inside one of hyper's.
+pub(super) fn h2_error(error: &hyper::Error) -> Option<&h2::Error> {
+    let mut source = error.source();
+    while let Some(inner) = source {
+        if let Some(found) = inner.downcast_ref::<h2::Error>() {
+            return Some(found);
+        }
+        source = inner.source();
+    }
+    None
+}
+
+/// hyper's words and those of what caused it, which often say more.
+pub(super) fn chain(error: &hyper::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let words = inner.to_string();
+        if !text.contains(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
+        source = inner.source();
+    }
+    text
+}

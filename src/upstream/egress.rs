@@ -1,1 +1,121 @@
-//! What may be dialled, judged on the address itself.
+//! Which addresses may be dialled, judged on the very address that is about to be: the rules of `egress.deny`, and
+//! Outrigger's own listeners. There is no second look-up after the judgement, so a name cannot change its mind.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::address::AddressSet;
+use crate::error::{Denial, Error, Result};
+use crate::origin::Host;
+
+/// The rules of the whole process.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Egress {
+    /// Never dialled, whatever name led there.
+    pub(super) deny: AddressSet,
+    /// Where Outrigger itself listens: dialling one is a loop.
+    pub(super) own: Vec<SocketAddr>,
+}
+
+impl Egress {
+    /// Whether this address may be dialled. `exempt`: the operator wrote it in `to`; `allow`: the upstream's
+    /// `allow_addresses`.
+    ///
+    /// # Errors
+    /// [`Error::Loop`] for a listener of ours, [`Error::Denied`] with the rule that covers it.
+    pub(super) fn judge(&self, address: SocketAddr, exempt: bool, allow: &AddressSet) -> Result<()> {
+        if self.own.iter().any(|own| is_own(*own, address)) {
+            return Err(Error::Loop);
+        }
+        if exempt {
+            return Ok(());
+        }
+        match self.deny.judge(address.ip()) {
+            Some(_) if allow.judge(address.ip()).is_some() => Ok(()),
+            Some(rule) => Err(Error::Denied(Denial::Address(address.ip(), rule.clone()))),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a connection that was made leads back to us. A listener on the unspecified address is reached by every
+    /// address of this machine; that it is one shows only when both ends have the same.
+    pub(super) fn loops(&self, local: SocketAddr, peer: SocketAddr) -> bool {
+        local.ip().to_canonical() == peer.ip().to_canonical()
+            && self.own.iter().any(|own| {
+                own.port() == peer.port()
+                    && (own.ip().is_unspecified() || own.ip().to_canonical() == peer.ip().to_canonical())
+            })
+    }
+}
+
+fn is_own(own: SocketAddr, address: SocketAddr) -> bool {
+    if own.port() != address.port() {
+        return false;
+    }
+    let (own, ip) = (own.ip().to_canonical(), address.ip().to_canonical());
+    own == ip
+        || (own.is_unspecified() || own.is_loopback()) && (ip.is_unspecified())
+        || own.is_unspecified() && ip.is_loopback()
+}
+
+/// Whether the host, as written in `to`, is the operator's own word: an address, or `localhost`.
+pub(super) fn is_operators_word(host: &Host) -> bool {
+    match host {
+        Host::Ip(_) => true,
+        Host::Name(name) => is_localhost(name),
+    }
+}
+
+/// RFC 6761 section 6.3: `localhost` and names below it are loopback, without a look-up.
+pub(super) fn is_localhost(name: &str) -> bool {
+    name == "localhost" || name.ends_with(".localhost")
+}
+
+/// What `localhost` resolves to.
+pub(super) const LOCALHOST: [IpAddr; 2] =
+    [IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), IpAddr::V6(std::net::Ipv6Addr::LOCALHOST)];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::address::AddressRule;
+
+    fn egress(own: &[&str]) -> Egress {
+        Egress {
+            deny: AddressSet(vec![AddressRule::Cidr("169.254.0.0/16".parse().unwrap())]),
+            own: own.iter().map(|own| own.parse().unwrap()).collect(),
+        }
+    }
+
+    #[test]
+    fn a_denied_address_needs_an_exemption_or_to_be_allowed() {
+        let egress = egress(&[]);
+        let address: SocketAddr = "169.254.169.254:80".parse().unwrap();
+        let none = AddressSet::default();
+        assert!(matches!(egress.judge(address, false, &none), Err(Error::Denied(Denial::Address(..)))));
+        assert!(egress.judge(address, true, &none).is_ok());
+        let allow = AddressSet(vec![AddressRule::Cidr("169.254.169.254/32".parse().unwrap())]);
+        assert!(egress.judge(address, false, &allow).is_ok());
+        assert!(egress.judge("192.0.2.1:80".parse().unwrap(), false, &none).is_ok());
+    }
+
+    #[test]
+    fn our_own_listeners_are_a_loop_even_when_exempt() {
+        let none = AddressSet::default();
+        let judge = |own: &str, to: &str| egress(&[own]).judge(to.parse().unwrap(), true, &none);
+        assert!(matches!(judge("127.0.0.1:7171", "127.0.0.1:7171"), Err(Error::Loop)));
+        assert!(matches!(judge("127.0.0.1:7171", "[::ffff:127.0.0.1]:7171"), Err(Error::Loop)));
+        assert!(matches!(judge("127.0.0.1:7171", "0.0.0.0:7171"), Err(Error::Loop)));
+        assert!(matches!(judge("0.0.0.0:7171", "127.0.0.9:7171"), Err(Error::Loop)));
+        assert!(matches!(judge("[::]:7173", "127.0.0.1:7173"), Err(Error::Loop)));
+        assert!(judge("127.0.0.1:7171", "127.0.0.1:7172").is_ok());
+        assert!(judge("127.0.0.1:7171", "127.0.0.2:7171").is_ok());
+    }
+
+    #[test]
+    fn a_listener_on_every_address_is_found_once_both_ends_are_equal() {
+        let egress = egress(&["[::]:7173"]);
+        assert!(egress.loops("10.0.0.5:40000".parse().unwrap(), "10.0.0.5:7173".parse().unwrap()));
+        assert!(!egress.loops("10.0.0.5:40000".parse().unwrap(), "10.0.0.6:7173".parse().unwrap()));
+        assert!(!egress.loops("10.0.0.5:40000".parse().unwrap(), "10.0.0.5:80".parse().unwrap()));
+    }
+}

@@ -1,22 +1,33 @@
 //! The way out: one attempt over the pool.
 
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
-use bytes::Bytes;
-use http_body::{Body, Frame};
+use http::Request;
+use http::header::{HOST, HeaderValue, UPGRADE};
+use hyper::body::Incoming;
+use tokio::time::Instant;
 
 use crate::address::AddressSet;
-use crate::config;
-use crate::error::{Error, Result};
-use crate::message::Attempt;
-use crate::origin::Origin;
+use crate::config::{self, HttpVersion};
+use crate::error::{ConnectFailure, Error, Result, Sent};
+use crate::message::{Attempt, Phase};
+use crate::origin::{Host, Origin, parse_authority};
 use crate::policy::body::AttemptBody;
 use crate::policy::{self, Destination};
 use crate::telemetry::report::UpstreamReport;
-use crate::upstream::connect::Connector;
+use crate::upstream::answer;
+pub use crate::upstream::answer::UpstreamBody;
+use crate::upstream::balance::{Balance, Load};
+use crate::upstream::connect::{Connector, Place};
+use crate::upstream::connection::{Http1, Http2, chain, h2_error};
+use crate::upstream::places::Key;
+use crate::upstream::pool::{Lease, Pool, Use};
+use crate::upstream::request;
+use crate::upstream::upload::{SendBody, Watch};
+
+/// Connections that turn out to be dead before anything was written are replaced so often, then a new one is made.
+const STALE_TRIES: usize = 3;
 
 /// What a pool is made from. Equal settings keep the pool over a reload.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,7 +47,19 @@ pub struct Settings {
 }
 
 /// The way to one upstream: its pool, its endpoints.
-pub struct Transport {}
+pub struct Transport {
+    pool: Arc<Pool>,
+    endpoints: Vec<Endpoint>,
+    balance: Arc<Balance>,
+}
+
+/// One of `to`, prepared.
+struct Endpoint {
+    /// Its connections; for an address the server name depends on the request.
+    key: Arc<Key>,
+    /// Its authority as a Host field.
+    host: HeaderValue,
+}
 
 /// How many connections there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,41 +78,119 @@ impl Transport {
     /// # Errors
     /// A sentence when TLS can't be set up (no root certificates and an https upstream).
     pub fn new(
-        _settings: Settings,
-        _connector: Arc<Connector>,
-        _report: Arc<UpstreamReport>,
+        settings: Settings,
+        connector: Arc<Connector>,
+        report: Arc<UpstreamReport>,
     ) -> Result<Arc<Transport>, String> {
+        let endpoints = settings
+            .to
+            .iter()
+            .map(|origin| {
+                let host =
+                    HeaderValue::try_from(origin.authority()).map_err(|_| format!("{origin} is no authority"))?;
+                let server = settings.tls.server_name.clone().unwrap_or_else(|| origin.host.clone());
+                Ok(Endpoint { key: Arc::new(Key { origin: origin.clone(), server, http1: false }), host })
+            })
+            .collect::<Result<Vec<Endpoint>, String>>()?;
+        let balance = Balance::new(endpoints.len().max(1));
+        let pool = Pool::new(settings, connector, report)?;
+        Ok(Arc::new(Transport { pool, endpoints, balance }))
+    }
+
+    /// What it was made from.
+    pub fn settings(&self) -> &Settings {
         todo!()
     }
 
     /// Connections now, for metrics.
     pub fn counts(&self) -> Counts {
-        todo!()
+        let census = self.pool.census();
+        Counts { active: census.active, idle: census.idle, connecting: census.connecting }
     }
 
     /// A newer pool has taken over: idle connections are closed now, others after their request.
     pub fn retire(&self) {
-        todo!()
+        self.pool.retire();
     }
 
     /// Dials the host and port a CONNECT asks for: resolves, checks the egress rules, honours `attempt.connect_timeout`.
     ///
     /// # Errors
     /// As [`policy::Transport::send`].
-    pub async fn tunnel(&self, _origin: &Origin, _attempt: &Attempt) -> Result<(tokio::net::TcpStream, SocketAddr)> {
-        todo!()
+    pub async fn tunnel(&self, origin: &Origin, attempt: &Attempt) -> Result<(tokio::net::TcpStream, SocketAddr)> {
+        attempt.reached(Phase::Connecting);
+        let clock = Connecting { attempt, start: Instant::now() };
+        let allow = &self.pool.settings().allow_addresses;
+        let place = Place { host: &origin.host, port: origin.port, exempt: false, allow };
+        let result = self.pool.connector().tunnel(&place, attempt.connect_timeout).await;
+        match &result {
+            Ok(_) => self.pool.report().connected(clock.start.elapsed()),
+            Err(Error::Connect { failure, detail }) => self.pool.report().connect_failed(*failure, detail),
+            Err(_) => {}
+        }
+        result
+    }
+
+    /// Which connections serve the request, and its Host.
+    fn route(&self, head: &mut http::request::Parts, to: &Destination, attempt: &Attempt) -> (Arc<Key>, Option<Load>) {
+        // An Upgrade is a thing of HTTP/1.1; where the operator insists on HTTP/2 it goes out as a plain request.
+        let settings = self.pool.settings();
+        let http1 = head.headers.contains_key(UPGRADE) && settings.connections.http != HttpVersion::Http2;
+        let Some(load) = self.pick(attempt) else {
+            if !head.headers.contains_key(HOST) {
+                if let Ok(host) = HeaderValue::try_from(to.origin.authority()) {
+                    request::set_host(head, host);
+                }
+            }
+            let server = settings.tls.server_name.clone().unwrap_or_else(|| to.origin.host.clone());
+            return (Arc::new(Key { origin: to.origin.clone(), server, http1 }), None);
+        };
+        let endpoint = &self.endpoints[load.index];
+        attempt.uses(load.index);
+        let by_address = endpoint.key.origin.host.ip().is_some();
+        if !by_address || !to.keep_host {
+            request::set_host(head, endpoint.host.clone());
+        } else if !head.headers.contains_key(HOST) {
+            if let Ok(host) = HeaderValue::try_from(to.origin.authority()) {
+                request::set_host(head, host);
+            }
+        }
+        let asked = by_address && to.keep_host && settings.tls.server_name.is_none();
+        let key = match (asked, http1) {
+            (false, false) => endpoint.key.clone(),
+            (false, true) => Arc::new(Key { http1, ..(*endpoint.key).clone() }),
+            (true, _) => {
+                let server = host_of(head).unwrap_or_else(|| to.origin.host.clone());
+                Arc::new(Key { origin: endpoint.key.origin.clone(), server, http1 })
+            }
+        };
+        (key, Some(load))
+    }
+
+    fn pick(&self, attempt: &Attempt) -> Option<Load> {
+        match self.endpoints.len() {
+            0 => None,
+            1 => Some(self.balance.only()),
+            _ => Some(self.balance.pick(attempt.avoid, fastrand::u64(..), Instant::now())),
+        }
     }
 }
 
-/// An answer's body, holding its connection. Dropped before its end it gives the connection up.
-pub struct UpstreamBody {}
+/// The name in the Host field.
+fn host_of(head: &http::request::Parts) -> Option<Host> {
+    let text = head.headers.get(HOST)?.to_str().ok()?;
+    parse_authority(text).ok().map(|(host, _)| host)
+}
 
-impl Body for UpstreamBody {
-    type Data = Bytes;
-    type Error = Error;
+/// Notes the time of connecting, also when it is cut off.
+struct Connecting<'a> {
+    attempt: &'a Attempt,
+    start: Instant,
+}
 
-    fn poll_frame(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        todo!()
+impl Drop for Connecting<'_> {
+    fn drop(&mut self) {
+        crate::message::Exchange::add(&self.attempt.exchange.connecting, self.start.elapsed());
     }
 }
 
@@ -98,11 +199,155 @@ impl policy::Transport for Transport {
 
     async fn send(
         &self,
-        _head: http::request::Parts,
-        _body: AttemptBody,
-        _to: &Destination,
-        _attempt: &Attempt,
+        mut head: http::request::Parts,
+        body: AttemptBody,
+        to: &Destination,
+        attempt: &Attempt,
     ) -> Result<http::Response<UpstreamBody>> {
-        todo!()
+        let (key, load) = self.route(&mut head, to, attempt);
+        let asked_to_upgrade = head.headers.contains_key(UPGRADE);
+        let (body, upload) = SendBody::new(body);
+        let mut request = Request::from_parts(head, body);
+        let mut tries = 0;
+        loop {
+            let fresh = attempt.fresh || tries >= STALE_TRIES;
+            let mut lease = match self.pool.checkout(&key, fresh, attempt).await {
+                Ok(lease) => lease,
+                Err(error) => {
+                    if let (Some(load), Error::Connect { .. }) = (&load, &error) {
+                        load.failed(Instant::now());
+                    }
+                    return Err(error);
+                }
+            };
+            let reused = lease.reused;
+            match exchange(&mut lease, request, &key, upload.as_ref(), attempt).await {
+                Ok(response) => {
+                    if let Some(load) = &load {
+                        load.succeeded();
+                    }
+                    let (mut head, incoming) = response.into_parts();
+                    let fields = self.pool.settings().max_headers as usize;
+                    if let Err(wrong) = answer::check(&mut head, asked_to_upgrade, fields) {
+                        if let Some(upload) = &upload {
+                            upload.cancel();
+                        }
+                        return Err(Error::BadAnswer(wrong));
+                    }
+                    let upgraded = head.status == http::StatusCode::SWITCHING_PROTOCOLS;
+                    let body = UpstreamBody::new(incoming, lease, upload, load, upgraded);
+                    return Ok(http::Response::from_parts(head, body));
+                }
+                Err(Unanswered::Unsent(unsent, detail)) => {
+                    if tries > STALE_TRIES || attempt.fresh && tries > 0 {
+                        return Err(Error::Reset { sent: Sent::No, reused, answer_began: false, detail });
+                    }
+                    attempt.start_over();
+                    tries += 1;
+                    request = *unsent;
+                }
+                Err(Unanswered::Failed(error)) => return Err(error),
+            }
+        }
     }
+}
+
+/// Why there is no answer.
+enum Unanswered {
+    /// The connection was dead before the request was begun; here it is again.
+    Unsent(Box<Request<SendBody>>, String),
+    /// It may have been begun.
+    Failed(Error),
+}
+
+/// Hands the request to the connection and waits for the head of the answer.
+async fn exchange(
+    lease: &mut Lease,
+    request: Request<SendBody>,
+    key: &Key,
+    upload: Option<&Arc<Watch>>,
+    attempt: &Attempt,
+) -> Result<http::Response<Incoming>, Unanswered> {
+    let reused = lease.reused;
+    match lease.connection() {
+        Some(Use::Solo(link)) => over_http1(link, request, reused, upload, attempt).await,
+        Some(Use::Stream(link)) => over_http2(link, request, reused, key, upload, attempt).await,
+        None => Err(Unanswered::Unsent(Box::new(request), "its connection was given back".to_owned())),
+    }
+}
+
+async fn over_http1(
+    link: &mut Http1,
+    mut request: Request<SendBody>,
+    reused: bool,
+    upload: Option<&Arc<Watch>>,
+    attempt: &Attempt,
+) -> Result<http::Response<Incoming>, Unanswered> {
+    request::for_http1(&mut request);
+    let (written, read) = (link.wire.written(), link.wire.read());
+    attempt.reached(Phase::Sending);
+    let mut error = match link.sender.try_send_request(request).await {
+        Ok(response) => return Ok(response),
+        Err(error) => error,
+    };
+    if let Some(unsent) = error.take_message() {
+        return Err(Unanswered::Unsent(Box::new(unsent), chain(error.error())));
+    }
+    let error = error.into_error();
+    // Once its task has ended the connection writes no more, and the count is final.
+    link.driver.abort();
+    let _ = (&mut link.driver).await;
+    if let Some(error) = upload.and_then(|upload| upload.error()) {
+        return Err(Unanswered::Failed(error));
+    }
+    if error.is_parse() {
+        return Err(Unanswered::Failed(Error::BadAnswer(chain(&error))));
+    }
+    Err(Unanswered::Failed(Error::Reset {
+        sent: if link.wire.written() == written { Sent::No } else { Sent::Maybe },
+        reused,
+        answer_began: link.wire.read() != read,
+        detail: chain(&error),
+    }))
+}
+
+async fn over_http2(
+    link: &mut Http2,
+    mut request: Request<SendBody>,
+    reused: bool,
+    key: &Key,
+    upload: Option<&Arc<Watch>>,
+    attempt: &Attempt,
+) -> Result<http::Response<Incoming>, Unanswered> {
+    let authority = key.origin.authority();
+    let host = request::for_http2(&mut request, key.origin.scheme, &authority).map_err(Unanswered::Failed)?;
+    attempt.reached(Phase::Sending);
+    let mut error = match link.sender.try_send_request(request).await {
+        Ok(response) => return Ok(response),
+        Err(error) => error,
+    };
+    if let Some(mut unsent) = error.take_message() {
+        request::back_to_http1(&mut unsent, host);
+        return Err(Unanswered::Unsent(Box::new(unsent), chain(error.error())));
+    }
+    if let Some(error) = upload.and_then(|upload| upload.error()) {
+        return Err(Unanswered::Failed(error));
+    }
+    Err(Unanswered::Failed(judge_http2(&error.into_error(), reused)))
+}
+
+/// What an HTTP/2 error says about the request.
+fn judge_http2(error: &hyper::Error, reused: bool) -> Error {
+    let detail = chain(error);
+    let reset = |detail| Error::Reset { sent: Sent::Maybe, reused, answer_began: false, detail };
+    let Some(h2) = h2_error(error) else { return reset(detail) };
+    let refused = h2.is_reset() && h2.reason() == Some(h2::Reason::REFUSED_STREAM);
+    // Only streams above the last one that the peer will process are ended by its GOAWAY (RFC 9113 section 6.8).
+    if h2.is_remote() && (refused || h2.is_go_away()) {
+        return Error::Connect { failure: ConnectFailure::Refusal, detail };
+    }
+    if h2.is_io() || h2.is_remote() {
+        return reset(detail);
+    }
+    Error::BadAnswer(detail)
 }

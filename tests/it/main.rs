@@ -1,10 +1,13 @@
 //! The whole proxy, in-process, through real sockets on loopback.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics, in its helpers too")]
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by panicking")]
-
+mod admin;
 mod bodies;
 mod hangups;
 mod limits;
+mod operator;
+mod reload;
+mod shutdown;
 mod smuggling;
 mod support;
 mod tunnels;

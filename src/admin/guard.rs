@@ -1,0 +1,129 @@
+//! Who may talk to `admin`: pure rules over what a request says.
+//!
+//! A web page that the operator has open could reach a loopback port. So the Host must be an address of ours (a name that
+//! the page's owner points here, DNS rebinding, is not), and what changes something must not come from another page.
+
+use std::net::SocketAddr;
+
+use http::header::{AUTHORIZATION, HOST, ORIGIN};
+use http::{HeaderMap, HeaderValue, StatusCode};
+
+use crate::origin::{Host, Scheme, parse_authority};
+
+/// Why a request is not served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) status: StatusCode,
+    pub(super) text: &'static str,
+}
+
+/// The Host must be loopback or the address that the connection came in on.
+pub(super) fn host(headers: &HeaderMap, uri: &http::Uri, local: SocketAddr) -> Result<(), Refusal> {
+    let refusal = Refusal {
+        status: StatusCode::FORBIDDEN,
+        text: "the Host must be a loopback name or address, or the address that admin listens on",
+    };
+    let asked = match uri.authority() {
+        Some(authority) => Some(authority.as_str()),
+        None => one(headers.get_all(HOST).iter()),
+    };
+    let (host, _) = asked.and_then(|text| parse_authority(text).ok()).ok_or(refusal)?;
+    let ours = match host {
+        Host::Name(name) => &*name == "localhost" || name.ends_with(".localhost"),
+        Host::Ip(ip) => ip.to_canonical().is_loopback() || ip.to_canonical() == local.ip().to_canonical(),
+    };
+    if ours { Ok(()) } else { Err(refusal) }
+}
+
+/// What changes something must come from a page of our own, or from no page at all.
+pub(super) fn same_origin(headers: &HeaderMap) -> Result<(), Refusal> {
+    let refusal =
+        Refusal { status: StatusCode::FORBIDDEN, text: "a web page of another origin may not change anything here" };
+    // Browsers say on their own account where a request comes from.
+    match headers.get("sec-fetch-site").map(HeaderValue::as_bytes) {
+        None | Some(b"same-origin" | b"none") => {}
+        Some(_) => return Err(refusal),
+    }
+    if !headers.contains_key(ORIGIN) {
+        return Ok(());
+    }
+    let origin = one(headers.get_all(ORIGIN).iter()).and_then(|text| text.strip_prefix("http://")).ok_or(refusal)?;
+    let host = one(headers.get_all(HOST).iter()).ok_or(refusal)?;
+    let read = |text| parse_authority(text).map(|(host, port)| (host, port.unwrap_or(Scheme::Http.default_port())));
+    match (read(origin), read(host)) {
+        (Ok(origin), Ok(host)) if origin == host => Ok(()),
+        (Ok(_) | Err(_), Ok(_) | Err(_)) => Err(refusal),
+    }
+}
+
+/// `Authorization: Bearer` must carry the token, where there is one.
+pub(super) fn token(headers: &HeaderMap, token: Option<&str>) -> Result<(), Refusal> {
+    let Some(token) = token else { return Ok(()) };
+    let refusal = Refusal { status: StatusCode::UNAUTHORIZED, text: "admin_token is set: send Authorization: Bearer" };
+    let sent = one(headers.get_all(AUTHORIZATION).iter()).ok_or(refusal)?;
+    let (scheme, sent) = sent.split_once(' ').ok_or(refusal)?;
+    let equal = aws_lc_rs::constant_time::verify_slices_are_equal(sent.trim().as_bytes(), token.as_bytes()).is_ok();
+    if scheme.eq_ignore_ascii_case("bearer") && equal { Ok(()) } else { Err(refusal) }
+}
+
+/// The only value; `None` where there is none, are several, or it is not text.
+fn one<'a>(mut values: impl Iterator<Item = &'a HeaderValue>) -> Option<&'a str> {
+    let value = values.next()?.to_str().ok()?;
+    values.next().is_none().then_some(value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(lines: &[(&'static str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in lines {
+            headers.append(*name, value.parse().unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn only_loopback_and_the_own_address_are_hosts_of_admin() {
+        let of = |value: &str, local: &str| {
+            host(&headers(&[("host", value)]), &"/".parse().unwrap(), local.parse().unwrap()).is_ok()
+        };
+        for good in ["localhost", "LOCALHOST:7172", "127.0.0.1:7172", "127.9.9.9", "[::1]:7172", "outrigger.localhost"]
+        {
+            assert!(of(good, "127.0.0.1:7172"), "{good}");
+        }
+        for bad in ["evil.example", "localhost.evil.example", "10.0.0.1", "", "a@localhost", "localhost:x", "0.0.0.0"] {
+            assert!(!of(bad, "127.0.0.1:7172"), "{bad}");
+        }
+        assert!(of("10.0.0.7:7172", "10.0.0.7:7172") && of("10.0.0.7", "[::ffff:10.0.0.7]:7172"));
+        let local = "127.0.0.1:7172".parse().unwrap();
+        assert!(host(&headers(&[]), &"/".parse().unwrap(), local).is_err());
+        assert!(host(&headers(&[("host", "localhost"), ("host", "localhost")]), &"/".parse().unwrap(), local).is_err());
+        let absolute = "http://evil.example/".parse().unwrap();
+        assert!(host(&headers(&[("host", "localhost")]), &absolute, local).is_err());
+    }
+
+    #[test]
+    fn another_page_may_not_change_anything() {
+        let of = |lines: &[(&'static str, &str)]| same_origin(&headers(lines)).is_ok();
+        assert!(of(&[("host", "localhost:7172")]));
+        assert!(of(&[("host", "localhost:7172"), ("origin", "http://localhost:7172")]));
+        assert!(of(&[("host", "localhost"), ("origin", "http://localhost:80"), ("sec-fetch-site", "same-origin")]));
+        for origin in ["null", "http://localhost:8080", "https://localhost:7172", "http://evil.example", ""] {
+            assert!(!of(&[("host", "localhost:7172"), ("origin", origin)]), "{origin}");
+        }
+        assert!(!of(&[("host", "localhost:7172"), ("sec-fetch-site", "cross-site")]));
+    }
+
+    #[test]
+    fn the_token_is_asked_for_where_it_is_set() {
+        let of = |value: &str, expected| token(&headers(&[("authorization", value)]), expected).is_ok();
+        assert!(of("Basic x", None) && token(&headers(&[]), None).is_ok());
+        assert!(of("Bearer geheim", Some("geheim")) && of("bearer geheim", Some("geheim")));
+        for bad in ["Bearer", "Bearer x", "Basic geheim", "geheim", "Bearer geheim2", ""] {
+            assert!(!of(bad, Some("geheim")), "{bad}");
+        }
+        assert!(token(&headers(&[]), Some("geheim")).is_err());
+    }
+}

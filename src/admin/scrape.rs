@@ -1,0 +1,62 @@
+//! Gauges that mirror live state are set when somebody looks, not whenever it changes.
+
+use tokio::time::Instant;
+
+use super::certificate::expires;
+use crate::config;
+use crate::policy::replay::ReplayMemory;
+use crate::telemetry::metrics::{Connections, Metrics};
+use crate::upstream::table::Table;
+use crate::upstream::{Lane, Upstream};
+
+/// The metrics in the text exposition format, as of `now`.
+pub(super) fn scrape(metrics: &Metrics, table: &Table, replay: &ReplayMemory, now: Instant) -> String {
+    metrics.set_replay_bytes(replay.held());
+    for upstream in table.upstreams.iter().chain([&table.unmatched]) {
+        show(metrics, upstream, now);
+    }
+    metrics.encode()
+}
+
+fn show(metrics: &Metrics, upstream: &Upstream, now: Instant) {
+    let own = upstream.lane.policies.status(now);
+    upstream.report.set_connections(connections(upstream));
+    upstream.report.set_budget_remaining(own.budget_remaining);
+    upstream.lane.report.set_circuit(own.circuit.map(|circuit| circuit.state));
+    let mut paused = own.paused_for.is_some();
+    for (at, (_, lane)) in upstream.routes.iter().enumerate() {
+        let status = lane.policies.status(now);
+        paused |= status.paused_for.is_some();
+        // A circuit that is shared is shown once, as the upstream's.
+        let circuit = status.circuit.filter(|_| own_circuit(upstream, at));
+        lane.report.set_circuit(circuit.map(|circuit| circuit.state));
+    }
+    upstream.report.set_paused(paused);
+    if let Some(config) = &upstream.config {
+        certificates(metrics, &upstream.name, &config.tls);
+    }
+}
+
+fn certificates(metrics: &Metrics, upstream: &str, tls: &config::Tls) {
+    let client = tls.identity.as_ref().and_then(|identity| identity.chain.iter().filter_map(expires).min());
+    let ca = tls.roots.as_ref().and_then(|roots| roots.iter().filter_map(expires).min());
+    metrics.set_certificate_expiry(upstream, "client", client);
+    metrics.set_certificate_expiry(upstream, "ca", ca);
+}
+
+/// An upstream's connections by state.
+pub(super) fn connections(upstream: &Upstream) -> Connections {
+    let counts = upstream.transport.counts();
+    Connections { active: counts.active, idle: counts.idle, connecting: counts.connecting }
+}
+
+/// Whether the route at this place has a circuit of its own, rather than its upstream's.
+pub(super) fn own_circuit(upstream: &Upstream, at: usize) -> bool {
+    upstream.config.as_ref().and_then(|config| config.routes.get(at)).is_some_and(|route| route.own.breaker)
+}
+
+/// The lanes of an upstream, its own first, each with whether its circuit is its own.
+pub(super) fn lanes(upstream: &Upstream) -> impl Iterator<Item = (&Lane, bool)> {
+    let routes = upstream.routes.iter().enumerate().map(|(at, (_, lane))| (&**lane, own_circuit(upstream, at)));
+    std::iter::once((&*upstream.lane, true)).chain(routes)
+}

@@ -1,0 +1,144 @@
+//! One line of the log: JSON, or text for people. Access lines and events are written alike.
+
+use std::fmt::{self, Write};
+
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+
+/// A line that is put together field by field.
+pub(super) struct Line {
+    text: String,
+    json: bool,
+}
+
+impl Line {
+    /// Begins with the time, the level and what happened.
+    pub(super) fn new(json: bool, level: &str, message: &str) -> Line {
+        let mut text = String::with_capacity(512);
+        if json {
+            text.push_str("{\"time\":\"");
+            now(&mut text);
+            text.push_str("\",\"level\":\"");
+            text.push_str(&level.to_ascii_lowercase());
+            text.push_str("\",\"message\":");
+            quote(&mut text, message);
+        } else {
+            now(&mut text);
+            let _ = write!(text, " {level:<5} ");
+            plain(&mut text, message);
+        }
+        Line { text, json }
+    }
+
+    fn key(&mut self, key: &str) {
+        if self.json {
+            self.text.push_str(",\"");
+            self.text.push_str(key);
+            self.text.push_str("\":");
+        } else {
+            self.text.push(' ');
+            self.text.push_str(key);
+            self.text.push('=');
+        }
+    }
+
+    /// A field of text.
+    pub(super) fn text(&mut self, key: &str, value: &str) {
+        self.key(key);
+        let bare = |b: u8| b.is_ascii_graphic() && !matches!(b, b'"' | b'\\' | b'=');
+        if !self.json && !value.is_empty() && value.bytes().all(bare) {
+            self.text.push_str(value);
+        } else {
+            quote(&mut self.text, value);
+        }
+    }
+
+    /// A field of text, where there is one.
+    pub(super) fn optional(&mut self, key: &str, value: Option<&str>) {
+        if let Some(value) = value {
+            self.text(key, value);
+        }
+    }
+
+    /// A field that is a number or a boolean.
+    pub(super) fn number(&mut self, key: &str, value: impl fmt::Display) {
+        self.key(key);
+        let _ = write!(self.text, "{value}");
+    }
+
+    /// The whole line.
+    pub(super) fn finish(mut self) -> String {
+        self.text.push_str(if self.json { "}\n" } else { "\n" });
+        self.text
+    }
+}
+
+/// The time in UTC, RFC 3339, to the microsecond.
+fn now(text: &mut String) {
+    // Writing into a string does not fail.
+    let _ = SystemTime.format_time(&mut Writer::new(text));
+}
+
+/// A JSON string (RFC 8259 section 7).
+fn quote(text: &mut String, value: &str) {
+    text.push('"');
+    plain(text, value);
+    text.push('"');
+}
+
+/// Without what could end a string or a line, or steer a terminal.
+fn plain(text: &mut String, value: &str) {
+    let mut from = 0;
+    for (at, c) in value.char_indices() {
+        let escape = match c {
+            '"' => "\\\"",
+            '\\' => "\\\\",
+            '\n' => "\\n",
+            '\r' => "\\r",
+            '\t' => "\\t",
+            c if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') => "",
+            _ => continue,
+        };
+        text.push_str(&value[from..at]);
+        from = at + c.len_utf8();
+        if escape.is_empty() {
+            let _ = write!(text, "\\u{:04x}", u32::from(c));
+        } else {
+            text.push_str(escape);
+        }
+    }
+    text.push_str(&value[from..]);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_text_survives_as_json_on_one_line(value in "\\PC*|[\\x00-\\x7f]*") {
+            let mut line = Line::new(true, "INFO", &value);
+            line.text("path", &value);
+            line.number("status", 200);
+            let text = line.finish();
+            prop_assert_eq!(text.matches('\n').count(), 1);
+            let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+            prop_assert_eq!(json["message"].as_str(), Some(&*value));
+            prop_assert_eq!(json["path"].as_str(), Some(&*value));
+            prop_assert_eq!(json["status"].as_u64(), Some(200));
+        }
+    }
+
+    #[test]
+    fn a_line_of_text_quotes_what_has_blanks() {
+        let mut line = Line::new(false, "WARN", "the circuit changed");
+        line.text("upstream", "stripe");
+        line.text("detail", "it \"broke\"\n");
+        line.text("route", "");
+        let text = line.finish();
+        let tail = text.split_once("WARN").unwrap().1;
+        assert_eq!(tail, "  the circuit changed upstream=stripe detail=\"it \\\"broke\\\"\\n\" route=\"\"\n");
+    }
+}

@@ -1,0 +1,94 @@
+//! A request as HTTP/1.1 and as HTTP/2 want it. The pipeline's form is that of HTTP/1.1: origin-form target and Host.
+
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
+use http::uri::{Authority, PathAndQuery, Scheme as UriScheme};
+use http::{Method, Request, Uri, Version};
+
+use crate::error::{Error, Result};
+use crate::origin::Scheme;
+use crate::upstream::upload::SendBody;
+
+/// Puts `host` where the request's Host stands, so that the order and case of fields stay as they are.
+pub(super) fn set_host(head: &mut http::request::Parts, host: HeaderValue) {
+    match head.headers.get_mut(HOST) {
+        Some(field) => *field = host,
+        None => {
+            head.headers.insert(HOST, host);
+        }
+    }
+}
+
+/// For HTTP/1.1.
+pub(super) fn for_http1(request: &mut Request<SendBody>) {
+    let came_by = std::mem::replace(request.version_mut(), Version::HTTP_11);
+    let framed = request.headers().contains_key(CONTENT_LENGTH) || request.headers().contains_key(TRANSFER_ENCODING);
+    if framed {
+        return;
+    }
+    if request.body().is_of_unknown_length() {
+        // hyper would send GET and HEAD without their body.
+        request.headers_mut().insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    } else if came_by == Version::HTTP_2 && expects_a_body(request.method()) && !request.body().will_send() {
+        // HTTP/2 says "no body" by a flag; in HTTP/1.1 some servers insist on the length (RFC 9110 section 8.6).
+        request.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+    }
+}
+
+fn expects_a_body(method: &Method) -> bool {
+    matches!(*method, Method::POST | Method::PUT | Method::PATCH)
+}
+
+/// What must not be in HTTP/2 (RFC 9113 section 8.2.2).
+const OF_THE_CONNECTION: [HeaderName; 6] = [
+    CONNECTION,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("http2-settings"),
+];
+
+/// For HTTP/2: the target absolute, Host in it, nothing that belongs to a connection. `authority` stands in for a Host that is
+/// missing or is none. The Host that was taken out, for [`back_to_http1`].
+///
+/// # Errors
+/// A target that HTTP/2 can't carry.
+pub(super) fn for_http2(
+    request: &mut Request<SendBody>,
+    scheme: Scheme,
+    authority: &str,
+) -> Result<Option<HeaderValue>> {
+    *request.version_mut() = Version::HTTP_2;
+    for name in &OF_THE_CONNECTION {
+        request.headers_mut().remove(name);
+    }
+    if request.headers().get(TE).is_some_and(|te| !te.as_bytes().eq_ignore_ascii_case(b"trailers")) {
+        request.headers_mut().remove(TE);
+    }
+    let host = request.headers_mut().remove(HOST);
+    let mut parts = http::uri::Parts::default();
+    parts.scheme = Some(match scheme {
+        Scheme::Http => UriScheme::HTTP,
+        Scheme::Https => UriScheme::HTTPS,
+    });
+    let asked = host.as_ref().and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    let malformed = Error::BadRequest("the target does not fit into HTTP/2");
+    parts.authority = match asked {
+        Some(authority) => Some(authority),
+        None => Some(Authority::try_from(authority).map_err(|_| malformed.clone())?),
+    };
+    let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    parts.path_and_query = Some(path);
+    *request.uri_mut() = Uri::from_parts(parts).map_err(|_| malformed)?;
+    Ok(host)
+}
+
+/// Undoes [`for_http2`], for a request that was not sent and goes over another connection.
+pub(super) fn back_to_http1(request: &mut Request<SendBody>, host: Option<HeaderValue>) {
+    if let Some(host) = host {
+        request.headers_mut().insert(HOST, host);
+    }
+    if let Some(path) = request.uri().path_and_query().cloned() {
+        *request.uri_mut() = Uri::from(path);
+    }
+}

@@ -1,0 +1,154 @@
+//! The look-up itself: the system's name servers, search domains and ndots, without blocking a thread.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hickory_resolver::TokioResolver;
+use hickory_resolver::config::{LookupIpStrategy, ResolveHosts, ResolverConfig, ResolverOpts};
+use hickory_resolver::net::NetError;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+
+use crate::upstream::dns::{Answer, Lookup, LookupError, LookupFuture};
+
+/// One try at one name server. Two tries fit into the built-in `timeouts.connect` with time left to connect.
+const TRY: Duration = Duration::from_millis(800);
+
+/// Asks the system's name servers.
+pub(super) struct SystemResolver {
+    /// `None` where the system has no usable resolver configuration; the sentence says why.
+    resolver: Result<Arc<TokioResolver>, String>,
+}
+
+impl SystemResolver {
+    /// From `/etc/resolv.conf`. One that is missing or unusable does not stop the start, since addresses, `localhost` and
+    /// `/etc/hosts` still work: it is a warning, and each look-up fails.
+    pub(super) fn new() -> SystemResolver {
+        let resolver = hickory_resolver::system_conf::read_system_conf()
+            .and_then(|(config, options)| build(config, options))
+            .map_err(|error| format!("the system's resolver configuration can't be used: {error}"));
+        if let Err(error) = &resolver {
+            tracing::warn!(%error, "names can't be looked up");
+        }
+        SystemResolver { resolver }
+    }
+
+    #[cfg(test)]
+    fn with(config: ResolverConfig, options: ResolverOpts) -> SystemResolver {
+        SystemResolver { resolver: build(config, options).map_err(|error| error.to_string()) }
+    }
+}
+
+fn build(config: ResolverConfig, options: ResolverOpts) -> Result<Arc<TokioResolver>, NetError> {
+    let mut builder = TokioResolver::builder_with_config(config, TokioRuntimeProvider::default());
+    *builder.options_mut() = options;
+    let options = builder.options_mut();
+    options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+    // Ours, in `dns` and `hosts`.
+    options.cache_size = 0;
+    options.use_hosts_file = ResolveHosts::Never;
+    options.timeout = options.timeout.min(TRY);
+    options.attempts = options.attempts.clamp(1, 2);
+    Ok(Arc::new(builder.build()?))
+}
+
+impl Lookup for SystemResolver {
+    fn lookup(&self, name: &str) -> LookupFuture {
+        let resolver = self.resolver.clone();
+        let name = name.to_owned();
+        Box::pin(async move {
+            let resolver = resolver.map_err(LookupError::Failed)?;
+            let found = resolver.lookup_ip(name.as_str()).await.map_err(|error| describe(&name, &error))?;
+            let ttl = found.as_lookup().answers().iter().map(|record| record.ttl).min().unwrap_or(0);
+            let mut addresses = Vec::new();
+            for address in found.iter() {
+                if !addresses.contains(&address) {
+                    addresses.push(address);
+                }
+            }
+            if addresses.is_empty() {
+                return Err(LookupError::NoAddress(format!("{name} has no address")));
+            }
+            Ok(Answer { addresses, ttl: Duration::from_secs(u64::from(ttl)) })
+        })
+    }
+}
+
+fn describe(name: &str, error: &NetError) -> LookupError {
+    if error.is_nx_domain() {
+        return LookupError::NoAddress(format!("{name} does not exist"));
+    }
+    if error.is_no_records_found() {
+        return LookupError::NoAddress(format!("{name} has no address"));
+    }
+    match error {
+        NetError::Timeout => LookupError::TimedOut(format!("no name server answered for {name}")),
+        // Foreign and non-exhaustive.
+        _ => LookupError::Failed(format!("the look-up of {name} failed: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hickory_resolver::config::{ConnectionConfig, NameServerConfig};
+    use tokio::net::UdpSocket;
+
+    use super::*;
+
+    /// A name server on loopback that knows `a.test` (A only; AAAA fails), says nothing about `mute.test`, and denies the rest.
+    async fn name_server() -> SystemResolver {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let port = socket.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            let mut buf = [0; 512];
+            while let Ok((len, from)) = socket.recv_from(&mut buf).await {
+                if let Some(answer) = reply(&buf[..len]) {
+                    let _ = socket.send_to(&answer, from).await;
+                }
+            }
+        });
+        let mut connection = ConnectionConfig::udp();
+        connection.port = port;
+        let server = NameServerConfig::new("127.0.0.1".parse().unwrap(), true, vec![connection]);
+        SystemResolver::with(ResolverConfig::from_parts(None, vec![], vec![server]), ResolverOpts::default())
+    }
+
+    fn reply(query: &[u8]) -> Option<Vec<u8>> {
+        let mut at = 12;
+        let mut name = String::new();
+        while query[at] != 0 {
+            let len = usize::from(query[at]);
+            name.push_str(&String::from_utf8_lossy(&query[at + 1..at + 1 + len]));
+            name.push('.');
+            at += 1 + len;
+        }
+        let kind = u16::from_be_bytes([query[at + 1], query[at + 2]]);
+        let question = &query[12..at + 5];
+        let (code, answer) = match (name.to_ascii_lowercase().as_str(), kind) {
+            ("mute.test.", _) => return None,
+            ("a.test.", 1) => (0, true),
+            ("a.test.", _) => (2, false),
+            _ => (3, false),
+        };
+        let mut out = query[..2].to_vec();
+        out.extend([0x81, 0x80 | code, 0, 1, 0, u8::from(answer), 0, 0, 0, 0]);
+        out.extend(question);
+        if answer {
+            out.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 42, 0, 4, 192, 0, 2, 7]);
+        }
+        Some(out)
+    }
+
+    #[tokio::test]
+    async fn one_family_failing_is_not_a_failure() {
+        let answer = name_server().await.lookup("a.test").await.unwrap();
+        assert_eq!(answer.addresses, ["192.0.2.7".parse::<std::net::IpAddr>().unwrap()]);
+        assert_eq!(answer.ttl, Duration::from_secs(42));
+    }
+
+    #[tokio::test]
+    async fn a_name_that_does_not_exist_and_a_mute_server_are_told_apart() {
+        let server = name_server().await;
+        assert!(matches!(server.lookup("b.test").await, Err(LookupError::NoAddress(_))));
+        assert!(matches!(server.lookup("mute.test").await, Err(LookupError::TimedOut(_))));
+    }
+}

@@ -1,0 +1,124 @@
+//! A new configuration while traffic flows.
+
+use std::time::{Duration, Instant};
+
+use tokio::net::TcpStream;
+
+use crate::operator::{config, held_upstream, start, through, upstream};
+
+#[tokio::test]
+async fn a_change_takes_effect_and_is_told() {
+    let up = upstream().await.address;
+    let rig = start(&config(up, "    retry: {max_attempts: 3}\n"));
+    rig.write(&config(up, "    retry: {max_attempts: 5}\n"));
+    let answer = rig.post("/reload", "").await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(answer.json()["changed"], serde_json::json!(["upstreams.a.retry.max_attempts: 3 → 5"]));
+    assert_eq!(rig.post("/reload", "").await.json()["changed"], serde_json::json!([]));
+    assert_eq!(rig.app.metrics().sample(r#"outrigger_config_reloads_total{result="success"}"#), Some(2.0));
+}
+
+#[tokio::test]
+async fn an_invalid_file_changes_nothing_and_says_where() {
+    let up = upstream().await.address;
+    let rig = start(&config(up, ""));
+    let before = rig.get("admin", "/config").await.body;
+    rig.write(&config(up, "    retry: {max_attempts: 0}\n    timeouts: {atempt: 1s}\n"));
+    let answer = rig.post("/reload", "").await;
+    assert_eq!(answer.status, 422, "{answer:?}");
+    let problems = answer.json()["problems"].clone();
+    assert_eq!(problems.as_array().unwrap().len(), 2, "{problems}");
+    assert_eq!(problems[0]["line"], 7);
+    assert_eq!(rig.get("admin", "/config").await.body, before);
+    assert_eq!(rig.through("/x").await.status, 200);
+    assert_eq!(rig.get("admin", "/api/reload").await.json()["result"], "failure");
+    assert_eq!(rig.app.metrics().sample("outrigger_config_last_reload_success"), Some(0.0));
+}
+
+#[tokio::test]
+async fn a_changed_file_is_noticed_by_itself() {
+    let up = upstream().await.address;
+    let rig = start(&config(up, ""));
+    rig.write(&config(up, "    timeouts: {attempt: 7s}\n"));
+    let end = Instant::now() + Duration::from_secs(5);
+    while rig.get("admin", "/config").await.json()["upstreams"]["a"]["timeouts"]["attempt"] != "7s" {
+        assert!(Instant::now() < end, "not noticed within 5 s");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_request_in_flight_finishes_under_the_old_configuration() {
+    let up = held_upstream().await;
+    let rig = start(&config(up.address, ""));
+    let proxy = rig.app.address("proxy");
+    let request = tokio::spawn(async move { through(proxy, "/x").await });
+    while up.seen() == 0 {
+        tokio::task::yield_now().await;
+    }
+    rig.write("version: 1\nlisteners: {proxy: '127.0.0.1:0', admin: '127.0.0.1:0', probes: '127.0.0.1:0'}\n");
+    assert_eq!(rig.post("/reload", "").await.status, 200);
+    up.gate.add_permits(1);
+    assert_eq!(request.await.unwrap().body, "ok");
+    assert!(!rig.get("probes", "/metrics").await.body.contains(r#"upstream="a""#));
+}
+
+#[tokio::test]
+async fn an_order_of_the_operators_survives() {
+    let up = upstream().await.address;
+    let rig = start(&config(up, ""));
+    rig.post("/api/upstreams/a/circuit", r#"{"state": "open"}"#).await;
+    rig.write(&config(up, "    circuit_breaker: {consecutive_failures: 9}\n"));
+    assert_eq!(rig.post("/reload", "").await.status, 200);
+    assert_eq!(rig.through("/x").await.status, 503);
+}
+
+#[tokio::test]
+async fn a_listener_that_moves_is_opened_before_the_old_one_closes() {
+    let up = upstream().await.address;
+    let rig = start(&config(up, ""));
+    let old = rig.app.address("probes");
+    rig.write(&config(up, "").replace("probes: '127.0.0.1:0'", "probes: '127.0.0.2:0'"));
+    assert_eq!(rig.post("/reload", "").await.status, 200);
+    assert_ne!(rig.app.address("probes"), old);
+    assert_eq!(rig.get("probes", "/readyz").await.status, 200);
+    let end = Instant::now() + Duration::from_secs(5);
+    while TcpStream::connect(old).await.is_ok() {
+        assert!(Instant::now() < end, "the old listener is still open");
+    }
+}
+
+#[tokio::test]
+async fn a_listener_that_cannot_be_opened_fails_the_reload_whole() {
+    let up = upstream().await.address;
+    let rig = start(&config(up, ""));
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let more = format!("    listen: {}\n    retry: {{max_attempts: 9}}\n", taken.local_addr().unwrap());
+    rig.write(&config(up, &more));
+    let answer = rig.post("/reload", "").await;
+    assert!(answer.status == 422 && answer.body.contains("upstreams.a.listen"), "{answer:?}");
+    assert_ne!(rig.get("admin", "/config").await.json()["upstreams"]["a"]["retry"]["max_attempts"], 9);
+}
+
+#[tokio::test]
+async fn many_reloads_lose_no_request() {
+    let up = upstream().await.address;
+    let rig = start(&config(up, ""));
+    let proxy = rig.app.address("proxy");
+    let traffic = tokio::spawn(async move {
+        for _ in 0..300 {
+            assert_eq!(through(proxy, "/x").await.body, "ok");
+        }
+    });
+    for round in 0..20 {
+        let more = if round % 2 == 0 {
+            format!("    retry: {{max_attempts: {}}}\n", round + 1)
+        } else {
+            "    nonsense: 1\n".to_owned()
+        };
+        rig.write(&config(up, &more));
+        let expected = if round % 2 == 0 { 200 } else { 422 };
+        assert_eq!(rig.post("/reload", "").await.status, expected);
+    }
+    traffic.await.unwrap();
+}
