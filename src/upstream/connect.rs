@@ -72,17 +72,22 @@ impl Connector {
         Ok(Connector::with(Arc::new(SystemResolver::new()), Arc::new(Tcp), dns, egress, own))
     }
 
-    /// The connector for a new configuration: keeps the resolver and its cache where `dns` did not change.
+    /// The connector for a new configuration: this one where nothing changed, so that pools live on; else one that keeps
+    /// the resolver and its cache where `dns` did not change.
     ///
     /// # Errors
     /// As [`Connector::new`].
     pub fn evolve(
-        &self,
+        self: &Arc<Self>,
         dns: &config::Dns,
         egress: &config::Egress,
         own: Vec<SocketAddr>,
     ) -> Result<Arc<Connector>, String> {
-        let dns = if self.dns.settings() == dns { self.dns.clone() } else { Arc::new(self.dns.evolve(dns)) };
+        let same_dns = self.dns.settings() == dns;
+        if same_dns && self.egress.deny == egress.deny && self.egress.own == own {
+            return Ok(self.clone());
+        }
+        let dns = if same_dns { self.dns.clone() } else { Arc::new(self.dns.evolve(dns)) };
         Ok(Arc::new(Connector {
             dns,
             egress: Egress { deny: egress.deny.clone(), own },

@@ -41,7 +41,7 @@ impl Proxy {
         std::fs::write(file.path(), &text).unwrap();
         let loaded = load(file.path(), Options::default()).unwrap();
         let Some(config) = loaded.config else { panic!("{text}\n{:?}", loaded.problems) };
-        let app = App::start(config, file.path().to_owned()).await.unwrap();
+        let app = App::start(config, file.path().to_owned()).unwrap();
         Proxy { app: Some(app), _file: file }
     }
 
@@ -71,7 +71,7 @@ impl Proxy {
 
     /// Ends it.
     pub async fn stop(mut self) {
-        self.app.take().unwrap().stop().await;
+        self.app.take().unwrap().stop();
     }
 }
 
