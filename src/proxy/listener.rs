@@ -27,7 +27,8 @@ use crate::proxy::head::Bounds;
 use crate::proxy::io::{AppIo, Link, Replayed};
 use crate::proxy::respond::{self, Asked, Progress};
 use crate::proxy::{Connection, Entry, Proxy};
-use crate::telemetry::report::Rejected;
+use crate::telemetry::metrics::Limit;
+use crate::telemetry::report::{Gauge, Rejected};
 
 /// What an HTTP/2 connection begins with (RFC 9113 section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -60,6 +61,9 @@ pub async fn serve(listener: TcpListener, entry: Entry, proxy: Arc<Proxy>, stop:
             }
             Err(error) if concerns_one_connection(&error) => {}
             Err(error) => {
+                if is_out_of_descriptors(&error) {
+                    proxy.metrics.limit_refused(Limit::Descriptors);
+                }
                 if !resting {
                     tracing::error!(%error, "accepting connections fails; trying again until it does not");
                     resting = true;
@@ -84,12 +88,20 @@ fn concerns_one_connection(error: &io::Error) -> bool {
     )
 }
 
+/// EMFILE and ENFILE have no kind of their own; these are their numbers on Linux and the BSDs.
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(23 | 24))
+}
+
 /// One connection of `limits.max_connections`, until it is dropped.
-struct Place(Arc<Proxy>);
+struct Place {
+    proxy: Arc<Proxy>,
+    _gauge: Gauge,
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        self.proxy.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -98,8 +110,9 @@ fn admit(stream: TcpStream, entry: &Entry, proxy: &Arc<Proxy>) {
     let table = proxy.table.load();
     let max = table.config.limits.max_connections.get() as usize;
     let before = proxy.connections.fetch_add(1, Ordering::Relaxed);
-    let place = Place(Arc::clone(proxy));
+    let place = Place { proxy: Arc::clone(proxy), _gauge: proxy.metrics.downstream() };
     if before >= max {
+        proxy.metrics.limit_refused(Limit::Connections);
         table.unmatched.report.rejected(Rejected::Overloaded);
         // Saying no takes a descriptor too, for a moment; past these it is said by closing.
         if before < max + max / 8 + 16 {
