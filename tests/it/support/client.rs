@@ -10,19 +10,19 @@ use tokio::time::timeout;
 use super::PATIENCE;
 
 /// One connection.
-pub struct Client {
-    pub stream: TcpStream,
+pub(crate) struct Client {
+    pub(crate) stream: TcpStream,
     held: Vec<u8>,
 }
 
 impl Client {
-    pub async fn connect(address: SocketAddr) -> Client {
+    pub(crate) async fn connect(address: SocketAddr) -> Client {
         let stream = TcpStream::connect(address).await.unwrap();
         stream.set_nodelay(true).unwrap();
         Client { stream, held: Vec::new() }
     }
 
-    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+    pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.stream.write_all(bytes.as_ref()).await.unwrap();
     }
 
@@ -32,7 +32,7 @@ impl Client {
     }
 
     /// Takes everything up to and with `end`.
-    pub async fn until(&mut self, end: &str) -> String {
+    pub(crate) async fn until(&mut self, end: &str) -> String {
         loop {
             if let Some(at) = self.held.windows(end.len()).position(|w| w == end.as_bytes()) {
                 let taken: Vec<u8> = self.held.drain(..at + end.len()).collect();
@@ -44,12 +44,12 @@ impl Client {
     }
 
     /// Takes a head.
-    pub async fn head(&mut self) -> String {
+    pub(crate) async fn head(&mut self) -> String {
         self.until("\r\n\r\n").await
     }
 
     /// Takes so many bytes.
-    pub async fn take(&mut self, n: usize) -> Vec<u8> {
+    pub(crate) async fn take(&mut self, n: usize) -> Vec<u8> {
         while self.held.len() < n {
             assert!(self.more().await.unwrap() > 0, "closed after {} of {n} bytes", self.held.len());
         }
@@ -57,7 +57,7 @@ impl Client {
     }
 
     /// Takes everything until the connection is closed, and says how it was.
-    pub async fn end(&mut self) -> (Vec<u8>, io::Result<()>) {
+    pub(crate) async fn end(&mut self) -> (Vec<u8>, io::Result<()>) {
         loop {
             match self.more().await {
                 Ok(0) => return (std::mem::take(&mut self.held), Ok(())),
@@ -68,7 +68,7 @@ impl Client {
     }
 
     /// Takes everything until the connection is closed cleanly.
-    pub async fn rest(&mut self) -> Vec<u8> {
+    pub(crate) async fn rest(&mut self) -> Vec<u8> {
         let (bytes, end) = self.end().await;
         end.unwrap();
         bytes

@@ -11,21 +11,21 @@ use std::time::Duration;
 use outrigger::app::App;
 use outrigger::config::load::{Options, load};
 
-pub use client::Client;
-pub use origin::Origin;
+pub(crate) use client::Client;
+pub(crate) use origin::Origin;
 
 /// Longer than anything here takes, shorter than anybody's patience.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A whole proxy, on free ports.
-pub struct Proxy {
+pub(crate) struct Proxy {
     app: Option<App>,
     _file: tempfile::NamedTempFile,
 }
 
 impl Proxy {
     /// From the text behind `listeners`, with `up` (the origin) as `http://up.test`.
-    pub async fn for_origin(origin: &Origin, more: &str) -> Proxy {
+    pub(crate) async fn for_origin(origin: &Origin, more: &str) -> Proxy {
         let text = format!(
             "upstreams:\n  up:\n    hosts: [up.test, \"127.0.0.1\"]\n    to: [\"http://{}\"]\n    listen: 127.0.0.1:0\n    allow_addresses: [loopback]\n{more}",
             origin.address()
@@ -34,7 +34,7 @@ impl Proxy {
     }
 
     /// From everything but `version` and `listeners`.
-    pub async fn start(text: &str) -> Proxy {
+    pub(crate) async fn start(text: &str) -> Proxy {
         let text =
             format!("version: 1\nlisteners: {{proxy: \"127.0.0.1:0\", admin: off, probes: \"127.0.0.1:0\"}}\n{text}");
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -46,37 +46,37 @@ impl Proxy {
     }
 
     /// Where a listener is: `proxy`, `probes`, or an upstream's name.
-    pub fn address(&self, listener: &str) -> SocketAddr {
+    pub(crate) fn address(&self, listener: &str) -> SocketAddr {
         self.app.as_ref().unwrap().address(listener)
     }
 
     /// A connection to the proxy port.
-    pub async fn connect(&self) -> Client {
+    pub(crate) async fn connect(&self) -> Client {
         Client::connect(self.address("proxy")).await
     }
 
     /// Sends bytes to the proxy port on a connection of their own and reads until it is closed.
-    pub async fn talk(&self, bytes: &[u8]) -> String {
+    pub(crate) async fn talk(&self, bytes: &[u8]) -> String {
         let mut client = self.connect().await;
         client.send(bytes).await;
         String::from_utf8_lossy(&client.rest().await).into_owned()
     }
 
     /// The metrics.
-    pub async fn metrics(&self) -> String {
+    pub(crate) async fn metrics(&self) -> String {
         let mut client = Client::connect(self.address("probes")).await;
         client.send(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n").await;
         String::from_utf8_lossy(&client.rest().await).into_owned()
     }
 
     /// Ends it.
-    pub async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         self.app.take().unwrap().stop();
     }
 }
 
 /// Waits for something that has no event of its own, such as a counter.
-pub async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+pub(crate) async fn eventually(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while !holds().await {
         assert!(tokio::time::Instant::now() < deadline, "never: {what}");

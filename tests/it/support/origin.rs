@@ -8,30 +8,30 @@ use tokio::net::{TcpListener, TcpStream};
 
 /// What it was sent.
 #[derive(Clone, Debug)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// The raw head, without its last empty line.
-    pub head: String,
+    pub(crate) head: String,
     /// The decoded body.
-    pub body: Vec<u8>,
+    pub(crate) body: Vec<u8>,
     /// Which connection it came on, from 0.
-    pub connection: usize,
+    pub(crate) connection: usize,
 }
 
 impl Seen {
     /// The request line.
-    pub fn line(&self) -> &str {
+    pub(crate) fn line(&self) -> &str {
         self.head.split("\r\n").next().unwrap()
     }
 
     /// The values of a field, in order.
-    pub fn all(&self, name: &str) -> Vec<&str> {
+    pub(crate) fn all(&self, name: &str) -> Vec<&str> {
         let fields = self.head.split("\r\n").skip(1).filter_map(|line| line.split_once(':'));
         fields.filter(|(field, _)| field.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim()).collect()
     }
 }
 
 /// See the module.
-pub struct Origin {
+pub(crate) struct Origin {
     address: SocketAddr,
     seen: Arc<Mutex<Vec<Seen>>>,
     task: tokio::task::JoinHandle<()>,
@@ -44,8 +44,8 @@ impl Drop for Origin {
 }
 
 /// One connection, as a script sees it.
-pub struct Conn {
-    pub stream: TcpStream,
+pub(crate) struct Conn {
+    pub(crate) stream: TcpStream,
     held: Vec<u8>,
     seen: Arc<Mutex<Vec<Seen>>>,
     index: usize,
@@ -53,7 +53,7 @@ pub struct Conn {
 
 impl Origin {
     /// Runs the script on each connection.
-    pub async fn scripted<F>(script: impl Fn(Conn) -> F + Send + 'static) -> Origin
+    pub(crate) async fn scripted<F>(script: impl Fn(Conn) -> F + Send + 'static) -> Origin
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -72,7 +72,7 @@ impl Origin {
     }
 
     /// Answers every request with these bytes, for as long as the connection lasts.
-    pub async fn answering(answer: impl Into<Vec<u8>>) -> Origin {
+    pub(crate) async fn answering(answer: impl Into<Vec<u8>>) -> Origin {
         let answer: Arc<Vec<u8>> = Arc::new(answer.into());
         Origin::scripted(move |mut conn| {
             let answer = Arc::clone(&answer);
@@ -88,7 +88,7 @@ impl Origin {
     }
 
     /// Answers every request with these bytes and closes.
-    pub async fn closing(answer: impl Into<Vec<u8>>) -> Origin {
+    pub(crate) async fn closing(answer: impl Into<Vec<u8>>) -> Origin {
         let answer: Arc<Vec<u8>> = Arc::new(answer.into());
         Origin::scripted(move |mut conn| {
             let answer = Arc::clone(&answer);
@@ -101,17 +101,17 @@ impl Origin {
         .await
     }
 
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// All requests so far.
-    pub fn seen(&self) -> Vec<Seen> {
+    pub(crate) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
     }
 
     /// The only request so far.
-    pub fn only(&self) -> Seen {
+    pub(crate) fn only(&self) -> Seen {
         let seen = self.seen();
         assert_eq!(seen.len(), 1, "{seen:?}");
         seen[0].clone()
@@ -137,7 +137,7 @@ impl Conn {
     }
 
     /// So many bytes.
-    pub async fn take(&mut self, n: usize) -> Option<Vec<u8>> {
+    pub(crate) async fn take(&mut self, n: usize) -> Option<Vec<u8>> {
         while self.held.len() < n {
             self.more().await?;
         }
@@ -145,13 +145,13 @@ impl Conn {
     }
 
     /// A head, not remembered. `None` where the proxy closed before.
-    pub async fn head(&mut self) -> Option<Seen> {
+    pub(crate) async fn head(&mut self) -> Option<Seen> {
         let head = String::from_utf8(self.until(b"\r\n\r\n").await?).unwrap();
         Some(Seen { head, body: Vec::new(), connection: self.index })
     }
 
     /// The body that a head announces. Trailers are appended to the head, each behind a `+`.
-    pub async fn body(&mut self, seen: &mut Seen) -> Option<()> {
+    pub(crate) async fn body(&mut self, seen: &mut Seen) -> Option<()> {
         if let Some(length) = seen.all("content-length").first() {
             seen.body = self.take(length.parse().unwrap()).await?;
         } else if !seen.all("transfer-encoding").is_empty() {
@@ -176,7 +176,7 @@ impl Conn {
     }
 
     /// A whole request, remembered. `None` where the proxy closed before its end.
-    pub async fn request(&mut self) -> Option<Seen> {
+    pub(crate) async fn request(&mut self) -> Option<Seen> {
         let mut seen = self.head().await?;
         self.body(&mut seen).await?;
         self.remember(&seen);
@@ -184,21 +184,21 @@ impl Conn {
     }
 
     /// Adds to what the origin was sent.
-    pub fn remember(&self, seen: &Seen) {
+    pub(crate) fn remember(&self, seen: &Seen) {
         self.seen.lock().unwrap().push(seen.clone());
     }
 
-    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+    pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.stream.write_all(bytes.as_ref()).await.unwrap();
     }
 
     /// Closes with a reset.
-    pub fn reset(self) {
+    pub(crate) fn reset(self) {
         self.stream.set_zero_linger().unwrap();
     }
 
     /// Waits until the proxy closed its side.
-    pub async fn closed(&mut self) {
+    pub(crate) async fn closed(&mut self) {
         while self.more().await.is_some() {}
     }
 }
