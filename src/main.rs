@@ -1,3 +1,5 @@
 //! The process.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    outrigger::cli::main()
+}

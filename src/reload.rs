@@ -167,7 +167,11 @@ impl Reloader {
     async fn reload_alone(self: &Arc<Self>, world: &mut World, cause: Cause) -> Arc<Status> {
         let status = match self.prepare(world).await {
             Ok(ready) => self.swap(world, ready, cause),
-            Err(problems) => Status::refused(cause, problems),
+            Err(problems) => {
+                // A new upstream may have got as far as its counters.
+                self.proxy.table.load().forget_others(&self.proxy.metrics);
+                Status::refused(cause, problems)
+            }
         };
         let news = cause != Cause::Again || *status.problems != *self.last.load().problems;
         let status = Arc::new(status);

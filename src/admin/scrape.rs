@@ -3,7 +3,6 @@
 use tokio::time::Instant;
 
 use super::certificate::expires;
-use crate::config;
 use crate::policy::replay::ReplayMemory;
 use crate::telemetry::metrics::{Connections, Metrics};
 use crate::upstream::table::Table;
@@ -13,12 +12,12 @@ use crate::upstream::{Lane, Upstream};
 pub(super) fn scrape(metrics: &Metrics, table: &Table, replay: &ReplayMemory, now: Instant) -> String {
     metrics.set_replay_bytes(replay.held());
     for upstream in table.upstreams.iter().chain([&table.unmatched]) {
-        show(metrics, upstream, now);
+        show(upstream, now);
     }
     metrics.encode()
 }
 
-fn show(metrics: &Metrics, upstream: &Upstream, now: Instant) {
+fn show(upstream: &Upstream, now: Instant) {
     let own = upstream.lane.policies.status(now);
     upstream.report.set_connections(connections(upstream));
     upstream.report.set_budget_remaining(own.budget_remaining);
@@ -32,16 +31,13 @@ fn show(metrics: &Metrics, upstream: &Upstream, now: Instant) {
         lane.report.set_circuit(circuit.map(|circuit| circuit.state));
     }
     upstream.report.set_paused(paused);
-    if let Some(config) = &upstream.config {
-        certificates(metrics, &upstream.name, &config.tls);
+    let tls = upstream.config.as_ref().map(|config| &config.tls);
+    let client = tls.and_then(|tls| tls.identity.as_ref()).map(|identity| &*identity.chain);
+    let ca = tls.and_then(|tls| tls.roots.as_ref()).map(|roots| &***roots);
+    for (kind, certificates) in [("client", client), ("ca", ca)] {
+        let first = certificates.and_then(|certificates| certificates.iter().filter_map(expires).min());
+        upstream.report.set_certificate_expiry(kind, first);
     }
-}
-
-fn certificates(metrics: &Metrics, upstream: &str, tls: &config::Tls) {
-    let client = tls.identity.as_ref().and_then(|identity| identity.chain.iter().filter_map(expires).min());
-    let ca = tls.roots.as_ref().and_then(|roots| roots.iter().filter_map(expires).min());
-    metrics.set_certificate_expiry(upstream, "client", client);
-    metrics.set_certificate_expiry(upstream, "ca", ca);
 }
 
 /// An upstream's connections by state.

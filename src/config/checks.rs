@@ -82,7 +82,7 @@ fn clocks(reader: &mut Reader<'_>, settings: &pipeline::Settings) {
     if total <= request {
         return;
     }
-    let place = [["timeouts", "request"], ["timeouts", "attempt"], ["retry", "max_attempts"]]
+    let place = [["retry", "max_attempts"], ["timeouts", "attempt"], ["timeouts", "request"]]
         .iter()
         .filter_map(|path| reader.node().at(path))
         .max_by_key(|node| node.layer)
@@ -280,7 +280,8 @@ fn written_here(node: &Node, key: &str) -> Option<Place> {
 /// The place of the most specific of some keys of a block.
 fn place(reader: &Reader<'_>, block: &[&str], keys: &[&str]) -> Option<Place> {
     let block = reader.node().at(block)?;
-    let nodes = keys.iter().filter_map(|key| block.get(key));
+    // Of equals, the key that is named first.
+    let nodes = keys.iter().rev().filter_map(|key| block.get(key));
     nodes.max_by_key(|node| node.layer).and_then(|node| written(node))
 }
 

@@ -20,11 +20,13 @@ pub(crate) fn version(reader: &mut Reader<'_>) {
     }
 }
 
-/// `listeners` and `admin_token`
+/// `listeners`. `admin_token` may stand beside `admin`, or at the top of the file.
 pub(crate) fn listeners(reader: &mut Reader<'_>) -> Option<Listeners> {
-    let token = token(reader);
-    let has_token = reader.has("admin_token");
-    let mut listeners = reader.section("listeners", |reader| {
+    let at_top = token(reader);
+    let has_top = reader.has("admin_token");
+    reader.section("listeners", |reader| {
+        let has_token = has_top || reader.has("admin_token");
+        let admin_token = token(reader).or(at_top);
         let proxy = reader.parsed("proxy", host::listen);
         let mut control = |key| {
             if reader.node().get(key).is_some_and(|node| node.is_off()) {
@@ -45,17 +47,15 @@ pub(crate) fn listeners(reader: &mut Reader<'_>) -> Option<Listeners> {
             }
         }
         if !has_token && admin.is_some_and(|address| !address.ip().is_loopback()) {
-            let help = "write `admin_token: ${file:/path}` at the top of the file, or a loopback address here";
+            let help = "write `admin_token: ${file:/path}` beside it, or a loopback address here";
             reader.problem(
                 "admin",
                 "needs `admin_token`, since it is not a loopback address".to_owned(),
                 Some(help.into()),
             );
         }
-        Some(Listeners { proxy: proxy?, admin, admin_token: None, probes })
-    })??;
-    listeners.admin_token = token;
-    Some(listeners)
+        Some(Listeners { proxy: proxy?, admin, admin_token, probes })
+    })?
 }
 
 fn token(reader: &mut Reader<'_>) -> Option<Secret> {
@@ -107,6 +107,7 @@ pub(crate) fn egress(reader: &mut Reader<'_>) -> Egress {
         let help = "write the ports, or `any`; `https: deny` refuses CONNECT for one upstream";
         reader.problem("connect_ports", "names no port".to_owned(), Some(help.to_owned()));
     }
+    reader.reserved(&["via"]);
     Egress { forward_unmatched, deny: AddressSet(deny), connect_ports }
 }
 

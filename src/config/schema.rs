@@ -112,10 +112,11 @@ pub const KEYS: &[Key] = &[
     key(Top, "listeners.probes", ListenOrOff, "`/livez`, `/readyz` and `/metrics`, read only."),
     key(
         Top,
-        "admin_token",
+        "listeners.admin_token",
         Secret,
         "What `Authorization: Bearer` must carry on `admin`; needed where that is not loopback.",
     ),
+    key(Top, "admin_token", Secret, "The same, where it is written at the top of the file."),
     key(Top, "defaults", Block, "Blocks that every upstream starts from."),
     key(Top, "upstreams", Block, "The APIs that apps call, by name."),
     key(Top, "egress", Block, "Where nobody may go."),

@@ -447,13 +447,20 @@ pub fn written(node: &Node) -> Option<Place> {
     (node.layer != Layer::BuiltIn).then(|| node.place.clone())
 }
 
-/// The known word that was probably meant.
+/// The known word that was probably meant: a few letters off, or cut short or drawn out.
 pub fn nearest<'w>(word: &str, known: impl Iterator<Item = &'w str>) -> Option<&'w str> {
     let plain = |text: &str| text.to_ascii_lowercase().replace(['_', ' '], "-");
     let word = plain(word);
+    let distance = |candidate: &str| {
+        let candidate = plain(candidate);
+        let shorter = word.len().min(candidate.len());
+        let extended = shorter >= 3 && (word.starts_with(&candidate) || candidate.starts_with(&word));
+        let distance = strsim::damerau_levenshtein(&word, &candidate);
+        let near = distance <= 1.max(candidate.len() / 3) && distance < candidate.len();
+        (near || extended).then_some(distance)
+    };
     known
-        .map(|candidate| (strsim::damerau_levenshtein(&word, &plain(candidate)), candidate))
-        .filter(|(distance, candidate)| *distance <= 1.max(candidate.len() / 3) && *distance < candidate.len())
+        .filter_map(|candidate| Some((distance(candidate)?, candidate)))
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }
@@ -491,7 +498,7 @@ mod tests {
 
     #[test]
     fn every_mistake_of_a_block_is_noted_at_its_place() {
-        let yaml = "max: 0\nwait: 10\nshare: 2\nflag: yes\nword: jsno\nmaks: 1\nlist: [1, x]\n";
+        let yaml = "max: 0\nwait: 10\nshare: 2\nflag: yes\nword: jsno\nmaxx: 1\nlist: [1, x]\n";
         let ((), problems) = read_text(yaml, |reader| {
             reader.count("max", "1 switches it off");
             reader.duration("wait");
@@ -507,7 +514,7 @@ mod tests {
             "text:3:8: share: must be a number above 0",
             "text:4:7: flag: must be `true` or `false`",
             "text:5:7: word: must be `json` or `text`, not `jsno` (did you mean `json`?)",
-            "text:6:1: maks: is not a setting (did you mean `max`?)",
+            "text:6:1: maxx: is not a setting (did you mean `max`?)",
             "text:7:11: list[1]: `x` is not a number",
         ] {
             assert!(shown.contains(part), "{part}\nin\n{shown}");
@@ -575,6 +582,7 @@ mod tests {
         assert_eq!(nearest("max_attemps", known.into_iter()), Some("max_attempts"));
         assert_eq!(nearest("max-attempts", known.into_iter()), Some("max_attempts"));
         assert_eq!(nearest("back_off", known.into_iter()), Some("backoff"));
+        assert_eq!(nearest("warning", ["error", "warn"].into_iter()), Some("warn"));
         assert_eq!(nearest("timeout", known.into_iter()), None);
     }
 }

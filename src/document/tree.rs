@@ -96,8 +96,8 @@ impl Scalar {
 
     /// Null by YAML 1.2's core schema.
     pub fn is_null(&self) -> bool {
-        let from_file = self.expansion.as_ref().is_some_and(|expansion| expansion.secret);
-        self.plain && !from_file && matches!(&*self.text, "" | "~" | "null" | "Null" | "NULL")
+        let kept = self.expansion.as_ref().is_some_and(|expansion| expansion.secret || expansion.missing);
+        self.plain && !kept && matches!(&*self.text, "" | "~" | "null" | "Null" | "NULL")
     }
 
     /// `off` or `false`.
@@ -130,7 +130,7 @@ impl Node {
     /// Parses one document. What is wrong with it is noted; `None` where nothing could be made of it.
     pub fn parse(text: &str, file: &Arc<PathBuf>, layer: Layer, problems: &mut Problems) -> Option<Arc<Node>> {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-        let mut builder = Builder { file, layer, problems, anchors: HashMap::new(), aliased: 0 };
+        let mut builder = Builder { text, file, layer, problems, anchors: HashMap::new(), aliased: 0 };
         let mut parser = Parser::new_from_str(text);
         let root = builder.document(&mut parser);
         match root {
@@ -248,6 +248,7 @@ struct Stop {
 }
 
 struct Builder<'p> {
+    text: &'p str,
     file: &'p Arc<PathBuf>,
     layer: Layer,
     problems: &'p mut Problems,
@@ -278,7 +279,10 @@ impl Builder<'_> {
 
     fn syntax(&self, error: &saphyr_parser::ScanError) -> Stop {
         let info = error.info();
-        let help = if info.contains("tab") {
+        let line = self.text.lines().nth(error.marker().line().saturating_sub(1)).unwrap_or("");
+        let help = if line.contains("${") && line.contains(['{', '[']) && info.contains("flow") {
+            "inside of `{ }` and `[ ]`, put `${…}` into quotes"
+        } else if info.contains("tab") {
             "YAML is indented by spaces"
         } else {
             "check the indentation, the space after each `:`, and that brackets and quotes are closed"
@@ -526,7 +530,8 @@ mod tests {
         let (line, _, message) = first_error("a: 1\nb: [1, 2\nc: 3\n");
         assert!(line >= 2 && message.starts_with("this is not YAML"), "{line} {message}");
         assert_eq!(first_error("a: 1\n---\nb: 2\n").2, "this is a second YAML document");
-        assert!(first_error(&"[".repeat(5000)).2.contains("nested"));
+        assert!(first_error(&"[".repeat(40)).2.contains("nested more than 32"));
+        assert!(parse(&"[".repeat(100_000)).0.is_none());
         assert!(first_error("a: *nobody\n").2.starts_with("this is not YAML"));
     }
 

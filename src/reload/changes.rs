@@ -14,7 +14,7 @@ pub(super) fn between(old: &Config, new: &Config) -> Vec<String> {
             changes.push(format!("{what}: changed"));
         }
     };
-    content("listeners.admin_token".to_owned(), old.listeners.admin_token != new.listeners.admin_token);
+    content("admin_token".to_owned(), old.listeners.admin_token != new.listeners.admin_token);
     content("defaults.tls (content of its files)".to_owned(), old.unmatched.tls != new.unmatched.tls);
     for upstream in &new.upstreams {
         let before = old.upstreams.iter().find(|one| one.name == upstream.name);

@@ -182,15 +182,6 @@ impl Metrics {
         self.families.replay_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 
-    /// When a certificate of an upstream's configuration expires: `kind` is `client` or `ca`.
-    pub fn set_certificate_expiry(&self, upstream: &str, kind: &str, unix_seconds: Option<i64>) {
-        match unix_seconds {
-            Some(at) => self.families.certificate_expiry.with_label_values(&[upstream, kind]).set(at),
-            // An error says that there was no such series.
-            None => drop(self.families.certificate_expiry.remove_label_values(&[upstream, kind])),
-        }
-    }
-
     /// The text exposition format (0.0.4).
     pub fn encode(&self) -> String {
         {
@@ -284,7 +275,7 @@ mod tests {
         upstream.set_connections(Connections::default());
         lane.set_circuit(Some(crate::telemetry::report::CircuitState::Closed));
         upstream.set_budget_remaining(Some(3));
-        metrics.set_certificate_expiry("a", "ca", Some(1));
+        upstream.set_certificate_expiry("ca", Some(1));
         let text = metrics.encode();
         for name in [
             "requests_total",

@@ -208,6 +208,7 @@ pub struct UpstreamReport {
     /// Active, idle, connecting.
     connections: [IntGauge; 3],
     budget_remaining: IntGaugeVec,
+    certificate_expiry: IntGaugeVec,
     lazy: Lazy,
     connect_log: Throttle,
     budget_log: Throttle,
@@ -253,6 +254,7 @@ impl UpstreamReport {
             received: families.bytes.with_label_values(&[name, "received"]),
             connections: [connections("active"), connections("idle"), connections("connecting")],
             budget_remaining: families.budget_remaining.clone(),
+            certificate_expiry: families.certificate_expiry.clone(),
             lazy: Lazy::new(),
             connect_log: Throttle::new(),
             budget_log: Throttle::new(),
@@ -378,6 +380,17 @@ impl UpstreamReport {
             }
             // An error says that there was no such series.
             Some(_) | None => drop(self.budget_remaining.remove_label_values(&[&*self.name])),
+        }
+    }
+
+    /// When the first of its certificates expires, `client` or `ca`; `None`: it has none.
+    pub fn set_certificate_expiry(&self, kind: &str, unix_seconds: Option<i64>) {
+        match unix_seconds {
+            Some(at) if !self.lazy.retired() => {
+                self.certificate_expiry.with_label_values(&[&*self.name, kind]).set(at);
+            }
+            // An error says that there was no such series.
+            Some(_) | None => drop(self.certificate_expiry.remove_label_values(&[&*self.name, kind])),
         }
     }
 

@@ -126,11 +126,16 @@ impl Table {
             lane.policies.take_over(now);
         }
         for upstream in old.into_iter().flat_map(Table::all) {
-            let goes_on = self.all().any(|new| Arc::ptr_eq(&new.transport, &upstream.transport));
-            if !goes_on {
+            let new = if *upstream.name == *UNMATCHED { Some(&self.unmatched) } else { self.named(&upstream.name) };
+            if !new.is_some_and(|new| Arc::ptr_eq(&new.transport, &upstream.transport)) {
                 upstream.transport.retire();
             }
         }
+        self.forget_others(metrics);
+    }
+
+    /// Removes the series of upstreams and lanes that the table does not have.
+    pub fn forget_others(&self, metrics: &Metrics) {
         metrics.retain(&|name, route| {
             let upstream = if name == UNMATCHED { Some(&self.unmatched) } else { self.named(name) };
             upstream.is_some_and(|upstream| upstream.lanes().any(|lane| &*lane.route == route))

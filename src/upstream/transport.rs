@@ -99,7 +99,7 @@ impl Transport {
 
     /// What it was made from.
     pub fn settings(&self) -> &Settings {
-        todo!()
+        self.pool.settings()
     }
 
     /// Connections now, for metrics.

@@ -85,8 +85,7 @@ async fn the_token_is_asked_for_and_never_shown() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("token");
     std::fs::write(&file, "geheim\n").unwrap();
-    let yaml = config(upstream().await.address, "")
-        .replace("probes:", &format!("admin_token: '${{file:{}}}', probes:", file.display()));
+    let yaml = config(upstream().await.address, "") + &format!("admin_token: '${{file:{}}}'\n", file.display());
     let rig = start(&yaml);
     let denied = rig.get("admin", "/config").await;
     assert!(denied.status == 401 && denied.head.contains("www-authenticate: bearer"), "{denied:?}");

@@ -3,6 +3,7 @@
 
 mod admin;
 mod bodies;
+mod config;
 mod hangups;
 mod limits;
 mod operator;

@@ -107,6 +107,16 @@ impl Upstream {
     pub(crate) fn seen(&self) -> usize {
         self.seen.load(Ordering::SeqCst)
     }
+
+    /// Waits until a request came.
+    pub(crate) async fn arrived(&self) {
+        let came = async {
+            while self.seen() == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(std::time::Duration::from_secs(10), came).await.expect("a request comes");
+    }
 }
 
 /// An upstream that answers at once.

@@ -53,9 +53,7 @@ async fn a_request_in_flight_finishes_under_the_old_configuration() {
     let rig = start(&config(up.address, ""));
     let proxy = rig.app.address("proxy");
     let request = tokio::spawn(async move { through(proxy, "/x").await });
-    while up.seen() == 0 {
-        tokio::task::yield_now().await;
-    }
+    up.arrived().await;
     rig.write("version: 1\nlisteners: {proxy: '127.0.0.1:0', admin: '127.0.0.1:0', probes: '127.0.0.1:0'}\n");
     assert_eq!(rig.post("/reload", "").await.status, 200);
     up.gate.add_permits(1);

@@ -11,9 +11,7 @@ async fn a_drain_goes_on_serving_until_the_app_is_quiet() {
     let rig = start(&yaml);
     let proxy = rig.app.address("proxy");
     let first = tokio::spawn(async move { through(proxy, "/first").await });
-    while up.seen() == 0 {
-        tokio::task::yield_now().await;
-    }
+    up.arrived().await;
     let meanwhile = async {
         while rig.get("probes", "/readyz").await.status != 503 {
             tokio::task::yield_now().await;
@@ -35,9 +33,7 @@ async fn grace_ends_what_does_not_end() {
     let rig = start(&yaml);
     let proxy = rig.app.address("proxy");
     let request = tokio::spawn(async move { through(proxy, "/never").await });
-    while up.seen() == 0 {
-        tokio::task::yield_now().await;
-    }
+    up.arrived().await;
     assert!(!tokio::time::timeout(Duration::from_secs(10), rig.app.drain()).await.unwrap());
     request.abort();
 }

@@ -1,0 +1,98 @@
+//! `outrigger check`: everything that is wrong with a configuration.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::{Value as Json, json};
+
+use crate::cli::{ConfigFile, Format, colour};
+use crate::config::load::{self, Loaded};
+use crate::document::Problem;
+
+/// What `check` is told.
+#[derive(Args, Debug)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    file: ConfigFile,
+    /// Warnings make it fail too.
+    #[arg(long)]
+    strict: bool,
+    /// Missing variables and secret files are warnings, for a place that has no secrets.
+    #[arg(long)]
+    no_env: bool,
+    /// How the report is printed.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+/// Checks the file and prints the report to stdout.
+pub(crate) fn check(options: &Options) -> ExitCode {
+    let path = &options.file.config;
+    let loaded = match load::load(path, load::Options { no_env: options.no_env }) {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            let message = format!("{} can't be read: {error}", path.display());
+            match options.format {
+                Format::Text => {
+                    // Nowhere is left to complain to where stderr is closed.
+                    let _ = writeln!(std::io::stderr(), "error: {message}");
+                }
+                Format::Json => print(&format!("{:#}\n", json!({"valid": false, "unreadable": message}))),
+            }
+            return ExitCode::from(2);
+        }
+    };
+    let refused = options.strict && !loaded.problems.warnings.is_empty();
+    let valid = loaded.config.is_some() && !refused;
+    match options.format {
+        Format::Text => print(&text(path, &loaded, options.strict)),
+        Format::Json => print(&json_report(&loaded, valid)),
+    }
+    if valid { ExitCode::SUCCESS } else { ExitCode::from(1) }
+}
+
+fn text(path: &Path, loaded: &Loaded, strict: bool) -> String {
+    let problems = &loaded.problems;
+    let mut report = if colour(&std::io::stdout()) {
+        problems.render_in_colour(&loaded.text, path)
+    } else {
+        problems.render(&loaded.text, path)
+    };
+    let plural = |count: usize, word: &str| format!("{count} {word}{}", if count == 1 { "" } else { "s" });
+    let (errors, warnings) = (problems.errors.len(), problems.warnings.len());
+    let verdict = match (errors, warnings) {
+        (0, 0) => "is valid".to_owned(),
+        (0, warnings) if strict => format!("is refused because of --strict: {}", plural(warnings, "warning")),
+        (0, warnings) => format!("is valid, with {}", plural(warnings, "warning")),
+        (errors, 0) => format!("is invalid: {}", plural(errors, "error")),
+        (errors, warnings) => format!("is invalid: {}, {}", plural(errors, "error"), plural(warnings, "warning")),
+    };
+    report.push_str(&format!("{} {verdict}\n", path.display()));
+    report
+}
+
+fn json_report(loaded: &Loaded, valid: bool) -> String {
+    let list = |problems: &[Problem]| problems.iter().map(json_problem).collect::<Vec<_>>();
+    let problems = &loaded.problems;
+    let report = json!({"valid": valid, "errors": list(&problems.errors), "warnings": list(&problems.warnings)});
+    format!("{report:#}\n")
+}
+
+fn json_problem(problem: &Problem) -> Json {
+    let place = problem.place.as_ref();
+    json!({
+        "file": place.map(|place| place.file.display().to_string()),
+        "line": place.map(|place| place.line),
+        "column": place.map(|place| place.column),
+        "path": problem.path,
+        "message": problem.message,
+        "help": problem.help,
+    })
+}
+
+/// A reader that went away, as `| head` does, is no failure of the check.
+fn print(text: &str) {
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
+}
