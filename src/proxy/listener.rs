@@ -27,7 +27,8 @@ use crate::proxy::head::Bounds;
 use crate::proxy::io::{AppIo, Link, Replayed};
 use crate::proxy::respond::{self, Asked, Progress};
 use crate::proxy::{Connection, Entry, Proxy};
-use crate::telemetry::report::Rejected;
+use crate::telemetry::metrics::Limit;
+use crate::telemetry::report::{Gauge, Rejected};
 
 /// What an HTTP/2 connection begins with (RFC 9113 section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -60,6 +61,9 @@ pub async fn serve(listener: TcpListener, entry: Entry, proxy: Arc<Proxy>, stop:
             }
             Err(error) if concerns_one_connection(&error) => {}
             Err(error) => {
+                if is_out_of_descriptors(&error) {
+                    proxy.metrics.limit_refused(Limit::Descriptors);
+                }
                 if !resting {
                     tracing::error!(%error, "accepting connections fails; trying again until it does not");
                     resting = true;
@@ -84,12 +88,20 @@ fn concerns_one_connection(error: &io::Error) -> bool {
     )
 }
 
+/// EMFILE and ENFILE have no kind of their own; these are their numbers on Linux and the BSDs.
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(23 | 24))
+}
+
 /// One connection of `limits.max_connections`, until it is dropped.
-struct Place(Arc<Proxy>);
+struct Place {
+    proxy: Arc<Proxy>,
+    _gauge: Gauge,
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        self.proxy.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -98,8 +110,9 @@ fn admit(stream: TcpStream, entry: &Entry, proxy: &Arc<Proxy>) {
     let table = proxy.table.load();
     let max = table.config.limits.max_connections.get() as usize;
     let before = proxy.connections.fetch_add(1, Ordering::Relaxed);
-    let place = Place(Arc::clone(proxy));
+    let place = Place { proxy: Arc::clone(proxy), _gauge: proxy.metrics.downstream() };
     if before >= max {
+        proxy.metrics.limit_refused(Limit::Connections);
         table.unmatched.report.rejected(Rejected::Overloaded);
         // Saying no takes a descriptor too, for a moment; past these it is said by closing.
         if before < max + max / 8 + 16 {
@@ -160,13 +173,13 @@ async fn speak(stream: TcpStream, proxy: &Arc<Proxy>, local: SocketAddr, entry: 
     let Some((stream, first)) = sniff(stream, deadline).await else { return };
     if first.starts_with(PREFACE) {
         let connection = Arc::new(Connection { proxy, entry, local, link: None });
-        let handler = move |request| super::serve(Arc::clone(&connection), request);
+        let handler = move |request| answering(&connection, request);
         let begun = drain.begun.clone();
         http2(Replayed::new(stream, first.freeze()), &limits, begun, handler).await;
     } else {
         let link = Arc::new(Link::default());
         let connection = Arc::new(Connection { proxy, entry, local, link: Some(Arc::clone(&link)) });
-        let handler = move |request| super::serve(Arc::clone(&connection), request);
+        let handler = move |request| answering(&connection, request);
         http1(stream, first, deadline, link, &limits, handler).await;
     }
 }
@@ -187,16 +200,9 @@ async fn sniff(mut stream: TcpStream, deadline: Instant) -> Option<(TcpStream, B
 }
 
 /// Serves HTTP/1 until the connection is closed.
-async fn http1<H, F>(
-    stream: TcpStream,
-    first: BytesMut,
-    deadline: Instant,
-    link: Arc<Link>,
-    limits: &Limits,
-    handler: H,
-) where
-    H: Fn(Request<Incoming>) -> F + Send + 'static,
-    F: Future<Output = Response<ResponseBody>> + Send + 'static,
+async fn http1<H>(stream: TcpStream, first: BytesMut, deadline: Instant, link: Arc<Link>, limits: &Limits, handler: H)
+where
+    H: Fn(Request<Incoming>) -> Answering + Send + 'static,
 {
     let bytes = usize::try_from(limits.max_header_bytes).unwrap_or(usize::MAX);
     let fields = limits.max_headers.get() as usize;
@@ -211,17 +217,16 @@ async fn http1<H, F>(
         // The stand-in for a refused head has two fields.
         .max_headers(fields.max(2))
         .max_buf_size(bytes.saturating_add(1024).max(BUFFER).max(MIN_BUFFER));
-    let served = builder.serve_connection(TokioIo::new(io), service_fn(boxed(handler))).with_upgrades();
+    let served = builder.serve_connection(TokioIo::new(io), service_fn(handler)).with_upgrades();
     if let Err(error) = served.await {
         tracing::debug!(%error, "a connection of an app's ended early");
     }
 }
 
 /// Serves HTTP/2 with prior knowledge until the connection is closed, or drained.
-async fn http2<H, F>(io: Replayed, limits: &Limits, begun: CancellationToken, handler: H)
+async fn http2<H>(io: Replayed, limits: &Limits, begun: CancellationToken, handler: H)
 where
-    H: Fn(Request<Incoming>) -> F + Send + 'static,
-    F: Future<Output = Response<ResponseBody>> + Send + 'static,
+    H: Fn(Request<Incoming>) -> Answering + Send + 'static,
 {
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
@@ -234,7 +239,7 @@ where
         .max_pending_accept_reset_streams(20)
         .max_local_error_reset_streams(128)
         .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX));
-    let mut served = pin!(builder.serve_connection(TokioIo::new(io), service_fn(boxed(handler))));
+    let mut served = pin!(builder.serve_connection(TokioIo::new(io), service_fn(handler)));
     let ended = tokio::select! {
         ended = served.as_mut() => ended,
         () = begun.cancelled() => {
@@ -250,15 +255,9 @@ where
 type Answering = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Infallible>> + Send>>;
 
 /// Boxed, so that an idle connection holds no room for a request.
-fn boxed<H, F>(handler: H) -> impl Fn(Request<Incoming>) -> Answering
-where
-    H: Fn(Request<Incoming>) -> F + Send + 'static,
-    F: Future<Output = Response<ResponseBody>> + Send + 'static,
-{
-    move |request| {
-        let answer = handler(request);
-        Box::pin(async move { Ok(answer.await) })
-    }
+fn answering(connection: &Arc<Connection>, request: Request<Incoming>) -> Answering {
+    let connection = Arc::clone(connection);
+    Box::pin(async move { Ok(super::serve(connection, request).await) })
 }
 
 #[cfg(test)]
@@ -295,24 +294,27 @@ mod tests {
             let deadline = Instant::now() + limits.header_timeout;
             let Some((stream, first)) = sniff(stream, deadline).await else { return };
             if first.starts_with(PREFACE) {
-                let handler = move |request| handler(request, Arc::default());
+                let handler = move |request| -> Answering {
+                    let answer = handler(request, Arc::default());
+                    Box::pin(async move { Ok(answer.await) })
+                };
                 http2(Replayed::new(stream, first.freeze()), &limits, CancellationToken::new(), handler).await;
                 return;
             }
             let link = Arc::new(Link::default());
             let shared = Arc::clone(&link);
             let handler = Arc::new(handler);
-            let handler = move |request: Request<Incoming>| {
+            let handler = move |request: Request<Incoming>| -> Answering {
                 let (log, link, handler) = (Arc::clone(&log), Arc::clone(&shared), Arc::clone(&handler));
-                async move {
+                Box::pin(async move {
                     let asked = Asked { http1: true, ..Asked::default() };
                     if let Some(error) = link.refusal(request.method()) {
-                        return respond::answer(&error, asked, Progress::default())
-                            .map(|body| ResponseBody::full(body, None));
+                        let answer = respond::answer(&error, asked, Progress::default());
+                        return Ok(answer.map(|body| ResponseBody::full(body, None)));
                     }
                     log.lock().unwrap().push(format!("{} {}", request.method(), request.uri()));
-                    handler(request, link).await
-                }
+                    Ok(handler(request, link).await)
+                })
             };
             http1(stream, first, deadline, link, &limits, handler).await;
         });

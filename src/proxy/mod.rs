@@ -38,7 +38,7 @@ use crate::proxy::unwind::CatchUnwind;
 use crate::shared::Shared;
 use crate::shutdown::Drain;
 use crate::telemetry::access::AccessLog;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{Limit, Metrics};
 use crate::upstream::Upstream;
 use crate::upstream::table::Table;
 use crate::upstream::transport::UpstreamBody;
@@ -148,6 +148,11 @@ async fn exchange(
     record: &mut Record,
 ) -> Result<Outcome> {
     if let Some(refusal) = connection.link.as_ref().and_then(|link| link.refusal(request.method())) {
+        if matches!(refusal, Error::HeadersTooLarge | Error::UriTooLong) {
+            connection.proxy.metrics.limit_refused(Limit::HeaderBytes);
+        } else if matches!(refusal, Error::AppSilent) {
+            connection.proxy.metrics.limit_refused(Limit::HeaderTime);
+        }
         return Err(refusal);
     }
     if request.extensions().get::<hyper::ext::Protocol>().is_some() {

@@ -7,7 +7,7 @@ const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 #[tokio::test]
 async fn large_heads_are_431_and_long_targets_414() {
     let origin = Origin::answering(OK).await;
-    let proxy = Proxy::for_origin(&origin, "limits: {max_header_bytes: 4KiB, max_headers: 20}\n").await;
+    let proxy = Proxy::for_origin(&origin, "limits: {max_header_bytes: 8KiB, max_headers: 20}\n").await;
     for (request, status) in [
         (format!("GET / HTTP/1.1\r\nHost: up.test\r\nX: {}\r\n\r\n", "x".repeat(100_000)), 431),
         (format!("GET / HTTP/1.1\r\nHost: up.test\r\n{}\r\n", "X: y\r\n".repeat(30)), 431),
