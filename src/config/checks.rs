@@ -187,6 +187,8 @@ pub(crate) fn whole(config: &Config, top: &Node, problems: &mut Problems) {
     listeners(config, top, problems);
     let own: HashSet<SocketAddr> = addresses(config).into_iter().map(|(_, address)| address).collect();
     let written_upstreams = top.get("upstreams").map_or(&[][..], |node| node.entries());
+    // Those that are no block were noted, and were not read.
+    let written_upstreams = written_upstreams.iter().filter(|entry| entry.value.is_map() || entry.value.is_null());
     for (upstream, entry) in config.upstreams.iter().zip(written_upstreams) {
         let node = &entry.value;
         for (index, origin) in upstream.to.iter().enumerate() {
