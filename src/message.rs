@@ -144,10 +144,8 @@ pub struct Upload {
     total: AtomicU64,
     /// The app broke its body off or hung up.
     pub app_gone: AtomicBool,
-    /// The app fell silent for `timeouts.idle`.
-    pub app_silent: AtomicBool,
-    /// The upstream took no byte for `timeouts.idle`.
-    pub upstream_silent: AtomicBool,
+    /// It is the app's turn: the upstream would take more than the app has sent so far.
+    pub awaits_app: AtomicBool,
 }
 
 impl Upload {
@@ -187,6 +185,16 @@ pub enum Phase {
     Connecting = 1,
     /// It was handed to a connection, which may write it at any moment.
     Sending = 2,
+}
+
+impl Phase {
+    /// Whether the upstream may have seen an attempt that has got so far.
+    pub fn sent(self) -> Sent {
+        match self {
+            Phase::Waiting | Phase::Connecting => Sent::No,
+            Phase::Sending => Sent::Maybe,
+        }
+    }
 }
 
 /// One attempt, as the transport sees it: what to honour, and what to note down so that a timer that cuts it off knows
@@ -239,10 +247,7 @@ impl Attempt {
 
     /// Whether the upstream may have seen it, by how far it has got.
     pub fn sent(&self) -> Sent {
-        match self.phase() {
-            Phase::Waiting | Phase::Connecting => Sent::No,
-            Phase::Sending => Sent::Maybe,
-        }
+        self.phase().sent()
     }
 
     /// Notes which of several `to` it uses.

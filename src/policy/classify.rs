@@ -1,6 +1,8 @@
 //! What a result is called.
 
-use crate::error::{Error, Origin};
+use http::{HeaderMap, StatusCode};
+
+use crate::error::{Error, Origin, Sent};
 
 /// What an attempt's result is called in `retry.on` and `circuit_breaker.failures`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +18,22 @@ pub enum Event {
 }
 
 impl Event {
+    /// What an answer is called. A gRPC answer of trailers only tells its status in its head: 14, 4 and 8 count as 503,
+    /// 504 and 429. `grpc` says whether the request was a gRPC one.
+    pub fn of_answer(status: StatusCode, headers: &HeaderMap, grpc: bool) -> Event {
+        let translated = if grpc && status == StatusCode::OK {
+            match headers.get("grpc-status").map(|value| value.as_bytes()) {
+                Some(b"14") => Some(503),
+                Some(b"4") => Some(504),
+                Some(b"8") => Some(429),
+                Some(_) | None => None,
+            }
+        } else {
+            None
+        };
+        Event::Status(translated.unwrap_or(status.as_u16()))
+    }
+
     /// What an error of the upstream's is called; `None` for Outrigger's own refusals and the app's doing.
     pub fn of_error(error: &Error) -> Option<Event> {
         match error {
@@ -60,6 +78,15 @@ pub struct Events {
 impl Events {
     /// The words besides statuses, for "did you mean".
     pub const WORDS: &[&str] = &["connect_failure", "reset", "timeout", "4xx", "5xx"];
+
+    /// Whether a failed attempt is in the set. A reset before a byte was sent is as good as a failure to connect.
+    pub fn contains_error(&self, error: &Error) -> bool {
+        match Event::of_error(error) {
+            Some(Event::Reset) if error.sent() == Sent::No => self.reset || self.connect_failure,
+            Some(event) => self.contains(event),
+            None => false,
+        }
+    }
 
     /// Whether the event is in the set.
     pub fn contains(&self, event: Event) -> bool {
@@ -107,5 +134,36 @@ impl Events {
         let mut events = Events::default();
         reader.list(key, |word| events.add(word));
         events
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn events(words: &[&str]) -> Events {
+        let mut events = Events::default();
+        words.iter().for_each(|word| events.add(word).unwrap());
+        events
+    }
+
+    #[test]
+    fn statuses_and_their_classes_are_words() {
+        let set = events(&["429", "5xx"]);
+        for (status, expected) in [(200, false), (400, false), (429, true), (499, false), (500, true), (599, true)] {
+            assert_eq!(set.contains(Event::Status(status)), expected, "{status}");
+        }
+        assert!(Events::default().add("600").is_err());
+        assert!(Events::default().add("conect_failure").is_err());
+    }
+
+    #[test]
+    fn grpc_answers_of_trailers_only_count_by_their_grpc_status() {
+        let mut headers = HeaderMap::new();
+        headers.insert("grpc-status", "14".parse().unwrap());
+        assert_eq!(Event::of_answer(StatusCode::OK, &headers, true), Event::Status(503));
+        assert_eq!(Event::of_answer(StatusCode::OK, &headers, false), Event::Status(200));
+        headers.insert("grpc-status", "5".parse().unwrap());
+        assert_eq!(Event::of_answer(StatusCode::OK, &headers, true), Event::Status(200));
     }
 }

@@ -6,15 +6,16 @@ pub mod backoff;
 pub mod body;
 pub mod breaker;
 pub mod budget;
+pub mod carry;
 pub mod classify;
 pub mod concurrency;
-pub mod idle;
 pub mod pipeline;
 pub mod rate_limit;
 pub mod replay;
 pub mod retry;
 pub mod retry_after;
 pub mod timeout;
+pub mod window;
 
 use std::future::Future;
 

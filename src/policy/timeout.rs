@@ -1,6 +1,17 @@
-//! The clocks.
+//! The clocks before response headers: one attempt, and all of them together. Both stand still while request body bytes
+//! are being sent, so that an upload of any size passes; a stalled one ends by the idle clock.
 
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::atomic::Ordering;
+use std::task::{Poll, ready};
 use std::time::Duration;
+
+use http::HeaderMap;
+use tokio::time::Instant;
+
+use crate::error::{Error, Result};
+use crate::message::{Exchange, Phase};
 
 use crate::document::Reader;
 
@@ -28,6 +39,247 @@ impl Settings {
             request: reader.clock("request"),
             idle: reader.clock("idle"),
             tunnel_idle: reader.clock("tunnel_idle"),
+        }
+    }
+}
+
+/// The request deadline: `timeouts.request`, shortened by the `grpc-timeout` of a gRPC caller.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadline(Option<Duration>);
+
+impl Deadline {
+    /// For a request with these headers.
+    pub fn new(settings: &Settings, headers: &HeaderMap, grpc: bool) -> Deadline {
+        let caller = if grpc { headers.get("grpc-timeout").and_then(|v| grpc_timeout(v.as_bytes())) } else { None };
+        Deadline(match (settings.request, caller) {
+            (Some(request), Some(caller)) => Some(request.min(caller)),
+            (request, caller) => request.or(caller),
+        })
+    }
+
+    /// When it is over, as far as is known at `now`: it moves on while the upload flows.
+    pub fn at(&self, exchange: &Exchange, now: Instant) -> Option<Instant> {
+        self.0.map(|limit| exchange.start + limit + exchange.upload.paused(exchange.nanos(now)))
+    }
+
+    /// Its length.
+    pub fn length(&self) -> Option<Duration> {
+        self.0
+    }
+}
+
+/// `grpc-timeout`: up to eight digits and a unit (gRPC over HTTP/2, "Requests").
+fn grpc_timeout(value: &[u8]) -> Option<Duration> {
+    let (unit, digits) = value.split_last()?;
+    if digits.is_empty() || digits.len() > 8 || !digits.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let number = digits.iter().fold(0u64, |number, digit| number * 10 + u64::from(digit - b'0'));
+    match unit {
+        b'H' => Some(Duration::from_secs(number * 3600)),
+        b'M' => Some(Duration::from_secs(number * 60)),
+        b'S' => Some(Duration::from_secs(number)),
+        b'm' => Some(Duration::from_millis(number)),
+        b'u' => Some(Duration::from_micros(number)),
+        b'n' => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
+}
+
+/// What bounds one attempt.
+#[derive(Clone, Copy, Debug)]
+pub struct Clocks {
+    /// `timeouts.attempt`
+    pub attempt: Option<Duration>,
+    /// The request's deadline.
+    pub deadline: Deadline,
+    /// `timeouts.idle`, for a request body that stalls.
+    pub idle: Option<Duration>,
+    /// `circuit_breaker.slow_after`
+    pub slow_after: Option<Duration>,
+    /// Whether there is a request body that could stall.
+    pub body: bool,
+}
+
+/// While an upload flows, clocks that stand still are looked at again no more often than this.
+const LOOK: Duration = Duration::from_millis(100);
+
+impl Clocks {
+    /// Runs `send` until it is done or a clock is over. `phase` tells how far it has got. `before_poll` is asked each time
+    /// before `send` goes on, and may end it; `slow` is called once when `slow_after` is over.
+    ///
+    /// # Errors
+    /// The attempt's own, what `before_poll` says, or the clock's: [`Error::AttemptTimeout`], [`Error::Deadline`],
+    /// [`Error::NoConnection`] where connecting had not begun, [`Error::AppSilent`] and [`Error::UpstreamSilent`].
+    pub async fn run<T>(
+        &self,
+        exchange: &Exchange,
+        phase: impl Fn() -> Phase,
+        send: impl Future<Output = Result<T>>,
+        mut before_poll: impl FnMut() -> Result<()>,
+        mut slow: impl FnMut(Instant),
+    ) -> Result<T> {
+        let mut send = pin!(send);
+        let began = Instant::now();
+        let paused_before = exchange.upload.paused(exchange.nanos(began));
+        let mut watch = Watch { clocks: *self, exchange, began, paused_before, slow_told: false };
+        let first = watch.look(began, phase(), &mut slow)?;
+        let mut armed = first.is_some();
+        let mut timer = pin!(tokio::time::sleep_until(first.unwrap_or(began)));
+        poll_fn(|cx| {
+            before_poll()?;
+            if let Poll::Ready(result) = send.as_mut().poll(cx) {
+                return Poll::Ready(result);
+            }
+            while armed {
+                ready!(timer.as_mut().poll(cx));
+                match watch.look(Instant::now(), phase(), &mut slow)? {
+                    Some(next) => timer.as_mut().reset(next),
+                    None => armed = false,
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+struct Watch<'a> {
+    clocks: Clocks,
+    exchange: &'a Exchange,
+    began: Instant,
+    paused_before: Duration,
+    slow_told: bool,
+}
+
+impl Watch<'_> {
+    /// When to look again; an error when a clock is over.
+    fn look(&mut self, now: Instant, phase: Phase, slow: &mut impl FnMut(Instant)) -> Result<Option<Instant>> {
+        let upload = &self.exchange.upload;
+        let paused = upload.paused(self.exchange.nanos(now)).saturating_sub(self.paused_before);
+        let ran = now.saturating_duration_since(self.began).saturating_sub(paused);
+        let flowing = upload.flowing();
+
+        if !self.slow_told && self.clocks.slow_after.is_some_and(|slow_after| ran >= slow_after) {
+            self.slow_told = true;
+            slow(now);
+        }
+        let deadline = self.clocks.deadline.at(self.exchange, now);
+        let attempt = self.clocks.attempt.map(|limit| self.began + limit + paused);
+        let over = |at: Option<Instant>| at.is_some_and(|at| now >= at);
+        if over(deadline) || over(attempt) {
+            let sent = phase.sent();
+            return Err(match phase {
+                Phase::Waiting => Error::NoConnection,
+                Phase::Connecting | Phase::Sending if over(deadline) => Error::Deadline { sent, ran },
+                Phase::Connecting | Phase::Sending => Error::AttemptTimeout { sent },
+            });
+        }
+        let silent = match self.clocks.idle {
+            Some(idle) if self.clocks.body && flowing => Some(self.exchange.last_activity() + idle),
+            // It may begin to flow at any moment after this.
+            Some(idle) if self.clocks.body => Some(now + idle),
+            Some(_) | None => None,
+        };
+        if over(silent) {
+            let awaits_app = upload.awaits_app.load(Ordering::Relaxed);
+            return Err(if awaits_app { Error::AppSilent } else { Error::UpstreamSilent });
+        }
+        let slow_at = self.clocks.slow_after.filter(|_| !self.slow_told).map(|limit| self.began + limit + paused);
+        let next = [deadline, attempt, silent, slow_at].into_iter().flatten().min();
+        // Clocks that stand still would ask to be looked at again and again.
+        Ok(next.map(|next| if flowing { next.max(now + LOOK) } else { next }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicU32;
+
+    use super::*;
+    use crate::error::Sent;
+
+    fn clocks(attempt: u64, request: u64) -> Clocks {
+        let ms = |ms| (ms > 0).then(|| Duration::from_millis(ms));
+        Clocks { attempt: ms(attempt), deadline: Deadline(ms(request)), idle: ms(60_000), slow_after: None, body: true }
+    }
+
+    async fn hang(clocks: Clocks, exchange: &Exchange, phase: Phase) -> (Error, Duration) {
+        let start = Instant::now();
+        let send = std::future::pending::<Result<()>>();
+        let error = clocks.run(exchange, || phase, send, || Ok(()), |_| ()).await.unwrap_err();
+        (error, start.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_earlier_clock_ends_an_attempt_and_says_how_far_it_had_got() {
+        let exchange = Exchange::new(Instant::now());
+        let (error, after) = hang(clocks(100, 5000), &exchange, Phase::Sending).await;
+        assert!(matches!(error, Error::AttemptTimeout { sent: Sent::Maybe }));
+        assert_eq!(after.as_millis(), 100);
+        let (error, after) = hang(clocks(0, 5000), &exchange, Phase::Connecting).await;
+        assert!(matches!(error, Error::Deadline { sent: Sent::No, ran } if ran.as_millis() == 4900), "{error:?}");
+        assert_eq!(after.as_millis(), 4900);
+        let exchange = Exchange::new(Instant::now());
+        assert!(matches!(hang(clocks(100, 0), &exchange, Phase::Waiting).await.0, Error::NoConnection));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn clocks_stand_still_while_the_upload_flows() {
+        let exchange = Exchange::new(Instant::now());
+        let upload = async {
+            for _ in 0..100 {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                exchange.touch(Instant::now());
+                exchange.upload.begin(exchange.nanos(Instant::now()));
+            }
+            exchange.upload.end(exchange.nanos(Instant::now()));
+            std::future::pending::<Result<()>>().await
+        };
+        let start = Instant::now();
+        let error = clocks(3000, 5000).run(&exchange, || Phase::Sending, upload, || Ok(()), |_| ()).await.unwrap_err();
+        assert!(matches!(error, Error::AttemptTimeout { .. }));
+        // One second before the first byte, two after the last.
+        let after = start.elapsed().as_millis();
+        assert!((102_000..102_200).contains(&after), "{after}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stalled_upload_ends_by_the_idle_clock_and_names_who_was_silent() {
+        for (awaits_app, expected) in [(true, "app_silent"), (false, "upstream_silent")] {
+            let exchange = Exchange::new(Instant::now());
+            exchange.touch(Instant::now());
+            exchange.upload.begin(0);
+            exchange.upload.awaits_app.store(awaits_app, Ordering::Relaxed);
+            let (error, after) = hang(clocks(3000, 5000), &exchange, Phase::Sending).await;
+            assert_eq!(error.code(), expected);
+            assert!((60_000..60_200).contains(&after.as_millis()), "{after:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn slowness_is_told_once_when_it_is_reached() {
+        let exchange = Exchange::new(Instant::now());
+        let mut clocks = clocks(5000, 0);
+        clocks.slow_after = Some(Duration::from_millis(700));
+        let told = Arc::new(AtomicU32::new(0));
+        let start = Instant::now();
+        let send = std::future::pending::<Result<()>>();
+        let slow = |now: Instant| {
+            assert_eq!((now - start).as_millis(), 700);
+            told.fetch_add(1, Ordering::Relaxed);
+        };
+        clocks.run(&exchange, || Phase::Sending, send, || Ok(()), slow).await.unwrap_err();
+        assert_eq!(told.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn grpc_timeouts_shorten_the_request() {
+        assert_eq!(grpc_timeout(b"250m"), Some(Duration::from_millis(250)));
+        assert_eq!(grpc_timeout(b"2S"), Some(Duration::from_secs(2)));
+        for bad in [&b""[..], b"S", b"123456789S", b"1s", b"-1S", b"1.5S"] {
+            assert_eq!(grpc_timeout(bad), None);
         }
     }
 }

@@ -20,6 +20,7 @@ pub mod upload;
 
 use std::sync::Arc;
 
+use crate::config;
 use crate::origin::{Host, Origin, Scheme};
 use crate::policy::pipeline::Policies;
 use crate::telemetry::report::{LaneReport, UpstreamReport};
@@ -30,11 +31,11 @@ pub struct Upstream {
     /// The name used in metrics and logs; `unmatched` for all hosts that no upstream names.
     pub name: Arc<str>,
     /// What it was made from; `None` for `unmatched`.
-    pub config: Option<crate::config::Upstream>,
+    pub config: Option<config::Upstream>,
     /// Its own policies.
     pub lane: Arc<Lane>,
     /// Its routes', first match wins.
-    pub routes: Vec<(crate::config::Match, Arc<Lane>)>,
+    pub routes: Vec<(config::Match, Arc<Lane>)>,
     /// The way out.
     pub transport: Arc<Transport>,
     /// Its counters.
@@ -45,6 +46,8 @@ pub struct Upstream {
 pub struct Lane {
     /// The route's name; empty for the upstream's own.
     pub route: Arc<str>,
+    /// Which states are its own; all of them for the upstream's own lane.
+    pub own: config::OwnState,
     /// The policies.
     pub policies: Policies,
     /// Their counters.
@@ -53,12 +56,24 @@ pub struct Lane {
 
 impl Upstream {
     /// The lane that a request takes. `path` is raw and without query.
-    pub fn lane(&self, _method: &http::Method, _path: &str) -> &Arc<Lane> {
-        todo!()
+    pub fn lane(&self, method: &http::Method, path: &str) -> &Arc<Lane> {
+        let route = self.routes.iter().find(|(matcher, _)| route::matches(matcher, method, path));
+        route.map_or(&self.lane, |(_, lane)| lane)
     }
 
-    /// Where a request for this host leads when the upstream has no `to`: by its `scheme`.
-    pub fn origin(&self, _asked: Scheme, _host: Host, _port: u16) -> Origin {
-        todo!()
+    /// All lanes, the upstream's own first.
+    pub fn lanes(&self) -> impl Iterator<Item = &Arc<Lane>> {
+        std::iter::once(&self.lane).chain(self.routes.iter().map(|(_, lane)| lane))
+    }
+
+    /// Where a request for this host leads when the upstream has no `to`: by its `scheme`. A scheme's own port becomes the
+    /// other's; another port stays.
+    pub fn origin(&self, asked: Scheme, host: Host, port: u16) -> Origin {
+        let scheme = match self.config.as_ref().map(|config| config.scheme) {
+            Some(config::UpstreamScheme::Always(scheme)) => scheme,
+            Some(config::UpstreamScheme::Same) | None => asked,
+        };
+        let port = if port == asked.default_port() { scheme.default_port() } else { port };
+        Origin { scheme, host, port }
     }
 }

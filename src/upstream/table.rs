@@ -1,13 +1,26 @@
 //! The routing snapshot, and how a new configuration evolves it.
+//!
+//! For each policy state there is one rule: *share* the upstream's when a route writes no block of its own, else *carry*
+//! what was there before, else *new*. So an open circuit stays open and a drained bucket stays drained. A request keeps
+//! the upstream that it started with.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::config::Config;
+use tokio::time::Instant;
+
+use crate::address::AddressSet;
+use crate::config::{self, Config, OwnState};
 use crate::origin::Host;
+use crate::policy::pipeline::{self, Heritage, Policies};
 use crate::policy::replay::ReplayMemory;
 use crate::telemetry::metrics::Metrics;
-use crate::upstream::Upstream;
 use crate::upstream::connect::Connector;
+use crate::upstream::transport::{self, Transport};
+use crate::upstream::{Lane, Upstream};
+
+/// The name in metrics and logs of all hosts that no upstream names.
+pub const UNMATCHED: &str = "unmatched";
 
 /// The routing snapshot: immutable, replaced whole by a reload.
 pub struct Table {
@@ -19,36 +32,252 @@ pub struct Table {
     pub unmatched: Arc<Upstream>,
     /// Makes the connections of all of them.
     pub connector: Arc<Connector>,
+    /// Replay buffers of the whole process.
+    pub replay: Arc<ReplayMemory>,
+    index: Index,
+}
+
+/// Indices into `upstreams`, by what apps ask for.
+#[derive(Default)]
+struct Index {
+    /// Host and, where the pattern names one, port.
+    exact: HashMap<(Host, Option<u16>), usize>,
+    /// What stands behind `*.`.
+    wildcard: HashMap<(Host, Option<u16>), usize>,
+    names: HashMap<Arc<str>, usize>,
+}
+
+/// All states are its own: an upstream's own lane.
+const ALL_OWN: OwnState = OwnState { breaker: true, rate_limit: true, concurrency: true, budget: true };
+
+/// What every lane of a new table is made with.
+struct Maker<'a> {
+    config: &'a Config,
+    connector: &'a Arc<Connector>,
+    same_connector: bool,
+    metrics: &'a Arc<Metrics>,
+    replay: &'a Arc<ReplayMemory>,
+    now: Instant,
+}
+
+/// What an upstream's lanes and pool are made from, named or not.
+struct Plan<'a> {
+    name: &'a Arc<str>,
+    policies: &'a pipeline::Settings,
+    routes: &'a [config::Route],
+    pool: transport::Settings,
 }
 
 impl Table {
-    /// A table for `config`, taking over from `old` the state that still has meaning. Pure but for the pools it makes:
-    /// `old` is not changed, so that a reload that fails later has done nothing.
+    /// A table for `config`, taking over from `old` the state that still has meaning. `old` is not changed, so that a
+    /// reload that fails later has done nothing; [`Table::take_over`] completes it once the table is in place.
     ///
     /// # Errors
     /// A sentence for each upstream that can't be set up.
     pub fn evolve(
-        _old: Option<&Table>,
-        _config: Arc<Config>,
-        _connector: Arc<Connector>,
-        _metrics: &Arc<Metrics>,
-        _replay: &Arc<ReplayMemory>,
+        old: Option<&Table>,
+        config: Arc<Config>,
+        connector: Arc<Connector>,
+        metrics: &Arc<Metrics>,
+        replay: &Arc<ReplayMemory>,
     ) -> Result<Table, Vec<String>> {
-        todo!()
+        let same_connector = old.is_some_and(|old| Arc::ptr_eq(&old.connector, &connector));
+        let maker =
+            Maker { config: &config, connector: &connector, same_connector, metrics, replay, now: Instant::now() };
+        let mut problems = Vec::new();
+        let mut upstreams = Vec::new();
+        for upstream in &config.upstreams {
+            let plan = Plan {
+                name: &upstream.name,
+                policies: &upstream.policies,
+                routes: &upstream.routes,
+                pool: maker.pool(&upstream.to, &upstream.tls, &upstream.connections, &upstream.allow_addresses),
+            };
+            let before = old.and_then(|old| old.named(&upstream.name));
+            match maker.upstream(before, plan, Some(upstream.clone())) {
+                Ok(upstream) => upstreams.push(Arc::new(upstream)),
+                Err(problem) => problems.push(format!("upstreams.{}: {problem}", upstream.name)),
+            }
+        }
+        let plan = Plan {
+            name: &UNMATCHED.into(),
+            policies: &config.unmatched.policies,
+            routes: &[],
+            pool: maker.pool(&[], &config.unmatched.tls, &config.unmatched.connections, &AddressSet::default()),
+        };
+        let unmatched = match maker.upstream(old.map(|old| &old.unmatched), plan, None) {
+            Ok(upstream) => Some(Arc::new(upstream)),
+            Err(problem) => {
+                problems.push(format!("egress.unmatched: {problem}"));
+                None
+            }
+        };
+        let Some(unmatched) = unmatched.filter(|_| problems.is_empty()) else { return Err(problems) };
+        let index = Index::new(&config.upstreams);
+        Ok(Table { config, upstreams, unmatched, connector, replay: replay.clone(), index })
     }
 
-    /// Closes what the newer table did not take over. Called once the newer one is in place.
-    pub fn retire(&self, _newer: &Table) {
-        todo!()
+    /// The table is in place: state that it took over goes by the new settings from now on, and `old`'s pools that it did
+    /// not take over are closed as their requests end.
+    pub fn take_over(&self, old: Option<&Table>, metrics: &Metrics) {
+        let now = Instant::now();
+        self.replay.set_cap(self.config.limits.replay_memory);
+        for lane in self.all().flat_map(|upstream| upstream.lanes()) {
+            lane.policies.take_over(now);
+        }
+        for upstream in old.into_iter().flat_map(Table::all) {
+            let goes_on = self.all().any(|new| Arc::ptr_eq(&new.transport, &upstream.transport));
+            if !goes_on {
+                upstream.transport.retire();
+            }
+        }
+        metrics.retain(&|name, route| {
+            let upstream = if name == UNMATCHED { Some(&self.unmatched) } else { self.named(name) };
+            upstream.is_some_and(|upstream| upstream.lanes().any(|lane| &*lane.route == route))
+        });
     }
 
-    /// The upstream that names this host. `None`: unmatched.
-    pub fn find(&self, _host: &Host, _port: u16) -> Option<&Arc<Upstream>> {
-        todo!()
+    /// The upstream that names this host; `None`: unmatched. Order: exact:port, exact, wildcard:port, longest wildcard.
+    pub fn find(&self, host: &Host, port: u16) -> Option<&Arc<Upstream>> {
+        self.index.find(host, port).map(|at| &self.upstreams[at])
     }
 
     /// The upstream of this name.
-    pub fn named(&self, _name: &str) -> Option<&Arc<Upstream>> {
-        todo!()
+    pub fn named(&self, name: &str) -> Option<&Arc<Upstream>> {
+        self.index.names.get(name).map(|at| &self.upstreams[*at])
+    }
+
+    /// Every upstream, and `unmatched` at the end.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Upstream>> {
+        self.upstreams.iter().chain(std::iter::once(&self.unmatched))
+    }
+}
+
+impl Maker<'_> {
+    fn pool(
+        &self,
+        to: &[crate::origin::Origin],
+        tls: &config::Tls,
+        connections: &config::Connections,
+        allow_addresses: &AddressSet,
+    ) -> transport::Settings {
+        transport::Settings {
+            to: to.to_vec(),
+            tls: tls.clone(),
+            connections: connections.clone(),
+            allow_addresses: allow_addresses.clone(),
+            max_header_bytes: self.config.limits.max_header_bytes,
+            max_headers: self.config.limits.max_headers.get(),
+        }
+    }
+
+    fn upstream(
+        &self,
+        old: Option<&Arc<Upstream>>,
+        plan: Plan<'_>,
+        config: Option<config::Upstream>,
+    ) -> Result<Upstream, String> {
+        let report = self.metrics.upstream(plan.name);
+        let transport = match old.filter(|old| self.same_connector && *old.transport.settings() == plan.pool) {
+            Some(old) => old.transport.clone(),
+            None => Transport::new(plan.pool, self.connector.clone(), report.clone())?,
+        };
+        let make = |settings: &pipeline::Settings, heritage: &Heritage<'_>, route: &Arc<str>| {
+            let lane = self.metrics.lane(plan.name, route);
+            let policies =
+                Policies::new(settings.clone(), heritage, self.replay.clone(), report.clone(), lane.clone(), self.now);
+            Arc::new(Lane { route: route.clone(), own: heritage.own, policies, report: lane })
+        };
+        let before = old.map(|old| (&old.lane.policies, ALL_OWN));
+        let lane = make(plan.policies, &Heritage { old: before, parent: None, own: ALL_OWN }, &"".into());
+        let routes = plan.routes.iter().map(|route| {
+            let before = old.and_then(|old| old.routes.iter().find(|(_, lane)| lane.route == route.name));
+            let before = before.map(|(_, lane)| (&lane.policies, lane.own));
+            let heritage = Heritage { old: before, parent: Some(&lane.policies), own: route.own };
+            (route.matcher.clone(), make(&route.policies, &heritage, &route.name))
+        });
+        let routes = routes.collect();
+        Ok(Upstream { name: plan.name.clone(), config, lane, routes, transport, report })
+    }
+}
+
+impl Index {
+    fn new(upstreams: &[config::Upstream]) -> Index {
+        let mut index = Index::default();
+        for (at, upstream) in upstreams.iter().enumerate() {
+            index.names.insert(upstream.name.clone(), at);
+            for pattern in &upstream.hosts {
+                let key = (pattern.host.clone(), pattern.port);
+                if pattern.wildcard {
+                    index.wildcard.insert(key, at);
+                } else {
+                    index.exact.insert(key, at);
+                }
+            }
+        }
+        index
+    }
+
+    fn find(&self, host: &Host, port: u16) -> Option<usize> {
+        let mut key = (host.clone(), Some(port));
+        if let Some(at) = self.exact.get(&key) {
+            return Some(*at);
+        }
+        key.1 = None;
+        if let Some(at) = self.exact.get(&key) {
+            return Some(*at);
+        }
+        let Host::Name(name) = host else { return None };
+        if self.wildcard.is_empty() {
+            return None;
+        }
+        // A pattern with a port goes before a longer one without.
+        for port in [Some(port), None] {
+            let mut rest = &**name;
+            while let Some((_, parent)) = rest.split_once('.') {
+                if let Some(at) = self.wildcard.get(&(Host::Name(parent.into()), port)) {
+                    return Some(*at);
+                }
+                rest = parent;
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn index(patterns: &[(&str, Option<u16>)]) -> Index {
+        let mut index = Index::default();
+        for (at, (pattern, port)) in patterns.iter().enumerate() {
+            match pattern.strip_prefix("*.") {
+                Some(name) => index.wildcard.insert((Host::parse(name).unwrap(), *port), at),
+                None => index.exact.insert((Host::parse(pattern).unwrap(), *port), at),
+            };
+        }
+        index
+    }
+
+    #[test]
+    fn hosts_are_found_exact_with_port_first_and_longest_wildcard_last() {
+        let index = index(&[
+            ("a.x.com", Some(8080)),
+            ("a.x.com", None),
+            ("*.x.com", Some(8080)),
+            ("*.x.com", None),
+            ("*.b.x.com", None),
+            ("10.0.0.1", None),
+        ]);
+        let find = |host: &str, port| index.find(&Host::parse(host).unwrap(), port);
+        assert_eq!(find("A.x.com.", 8080), Some(0));
+        assert_eq!(find("a.x.com", 443), Some(1));
+        assert_eq!(find("c.b.x.com", 8080), Some(2));
+        assert_eq!(find("c.d.x.com", 443), Some(3));
+        assert_eq!(find("c.b.x.com", 443), Some(4));
+        assert_eq!(find("x.com", 443), None);
+        assert_eq!(find("10.0.0.1", 1), Some(5));
+        assert_eq!(find("yx.com", 443), None);
     }
 }

@@ -96,6 +96,11 @@ impl Transport {
         Ok(Arc::new(Transport { pool, endpoints, balance }))
     }
 
+    /// What it was made from.
+    pub fn settings(&self) -> &Settings {
+        todo!()
+    }
+
     /// Connections now, for metrics.
     pub fn counts(&self) -> Counts {
         let census = self.pool.census();

@@ -1,1 +1,0 @@
-//! The idle clock of bodies.
