@@ -1,7 +1,9 @@
 //! Which addresses may be dialled: classes and CIDRs, judged on the address itself, with IPv4 inside IPv6 unwrapped.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
 
 /// One rule of `egress.deny` or `allow_addresses`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +23,7 @@ pub enum AddressRule {
     /// Everything that the IANA special-purpose registries name.
     AllSpecial,
     /// A range.
-    Cidr(ipnet::IpNet),
+    Cidr(IpNet),
 }
 
 impl AddressRule {
@@ -33,9 +35,127 @@ impl AddressRule {
     ///
     /// # Errors
     /// A sentence that says what would be right.
-    pub fn parse(_text: &str) -> Result<AddressRule, String> {
-        todo!()
+    pub fn parse(text: &str) -> Result<AddressRule, String> {
+        let rule = match text {
+            "loopback" => AddressRule::Loopback,
+            "link_local" => AddressRule::LinkLocal,
+            "metadata" => AddressRule::Metadata,
+            "private" => AddressRule::Private,
+            "cgnat" => AddressRule::Cgnat,
+            "multicast" => AddressRule::Multicast,
+            "all_special" => AddressRule::AllSpecial,
+            _ => {
+                let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+                match (text.parse::<IpNet>(), bare.parse::<IpAddr>()) {
+                    (Ok(net), _) => AddressRule::Cidr(net.trunc()),
+                    (Err(_), Ok(ip)) => AddressRule::Cidr(IpNet::from(ip)),
+                    (Err(_), Err(_)) => {
+                        let classes = AddressRule::CLASSES.join(", ");
+                        return Err(format!(
+                            "`{text}` is not an address, a CIDR such as 10.0.0.0/8, or one of {classes}"
+                        ));
+                    }
+                }
+            }
+        };
+        Ok(rule)
     }
+
+    /// Whether the rule covers the address as it stands.
+    fn covers(&self, ip: IpAddr) -> bool {
+        match (self, ip) {
+            (AddressRule::Cidr(net), ip) => net.contains(&ip),
+            (AddressRule::Loopback, IpAddr::V4(ip)) => ip.is_loopback() || ip.octets()[0] == 0,
+            (AddressRule::Loopback, IpAddr::V6(ip)) => ip.is_loopback() || ip.is_unspecified(),
+            (AddressRule::LinkLocal, IpAddr::V4(ip)) => ip.is_link_local(),
+            (AddressRule::LinkLocal, IpAddr::V6(ip)) => ip.is_unicast_link_local(),
+            (AddressRule::Metadata, IpAddr::V4(ip)) => METADATA_V4.contains(&ip),
+            (AddressRule::Metadata, IpAddr::V6(ip)) => ip == METADATA_V6,
+            (AddressRule::Private, IpAddr::V4(ip)) => ip.is_private(),
+            (AddressRule::Private, IpAddr::V6(ip)) => ip.is_unique_local(),
+            (AddressRule::Cgnat, IpAddr::V4(ip)) => ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64,
+            (AddressRule::Cgnat, IpAddr::V6(_)) => false,
+            (AddressRule::Multicast, IpAddr::V4(ip)) => ip.is_multicast() || ip.is_broadcast(),
+            (AddressRule::Multicast, IpAddr::V6(ip)) => ip.is_multicast(),
+            (AddressRule::AllSpecial, IpAddr::V4(ip)) => {
+                let ip = u32::from(ip);
+                SPECIAL_V4.iter().any(|(net, length)| in_v4(ip, *net, *length))
+            }
+            (AddressRule::AllSpecial, IpAddr::V6(ip)) => {
+                let ip = u128::from(ip);
+                // Global unicast is 2000::/3; nothing else is assigned to the public, and parts of it are special too.
+                ip >> 125 != 1 || SPECIAL_V6.iter().any(|(net, length)| ip >> (128 - length) == net >> (128 - length))
+            }
+        }
+    }
+}
+
+/// AWS, GCP, Azure and most others; Azure's wire server; Alibaba Cloud.
+const METADATA_V4: [Ipv4Addr; 3] =
+    [Ipv4Addr::new(169, 254, 169, 254), Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(100, 100, 100, 200)];
+/// AWS over IPv6.
+const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+
+/// The IANA IPv4 special-purpose registry, with multicast and the reserved block. The two addresses of 192.0.0.0/24 and the
+/// anycast blocks that are globally reachable are special all the same.
+const SPECIAL_V4: [([u8; 4], u32); 16] = [
+    ([0, 0, 0, 0], 8),
+    ([10, 0, 0, 0], 8),
+    ([100, 64, 0, 0], 10),
+    ([127, 0, 0, 0], 8),
+    ([169, 254, 0, 0], 16),
+    ([172, 16, 0, 0], 12),
+    ([192, 0, 0, 0], 24),
+    ([192, 0, 2, 0], 24),
+    ([192, 31, 196, 0], 24),
+    ([192, 52, 193, 0], 24),
+    ([192, 88, 99, 0], 24),
+    ([192, 168, 0, 0], 16),
+    ([192, 175, 48, 0], 24),
+    ([198, 18, 0, 0], 15),
+    ([198, 51, 100, 0], 24),
+    ([203, 0, 113, 0], 24),
+];
+/// 224.0.0.0/3: multicast, reserved and broadcast.
+const FROM_MULTICAST_V4: u32 = 0xe000_0000;
+
+/// The parts of 2000::/3 that the IANA IPv6 special-purpose registry names.
+const SPECIAL_V6: [(u128, u32); 5] = [
+    (0x2001_0000 << 96, 23),
+    (0x2001_0db8 << 96, 32),
+    (0x2002_0000 << 96, 16),
+    (0x2620_004f_8000 << 80, 48),
+    (0x3fff_0000 << 96, 20),
+];
+
+fn in_v4(ip: u32, net: [u8; 4], length: u32) -> bool {
+    ip >= FROM_MULTICAST_V4 || ip >> (32 - length) == u32::from_be_bytes(net) >> (32 - length)
+}
+
+/// The IPv4 addresses that an IPv6 address leads to: mapped (RFC 4291), compatible (deprecated), NAT64 (RFC 6052, RFC 8215),
+/// 6to4 (RFC 3056), and of Teredo (RFC 4380) both the server and the client, whose address is written inverted.
+fn inside(ip: Ipv6Addr) -> [Option<Ipv4Addr>; 2] {
+    let bits = u128::from(ip);
+    let s = ip.segments();
+    let last = Some(Ipv4Addr::from(bits as u32));
+    match s {
+        // :: and ::1 are addresses of their own.
+        [0, 0, 0, 0, 0, 0, 0, 0 | 1] => [None, None],
+        [0, 0, 0, 0, 0, 0 | 0xffff, _, _] | [0x64, 0xff9b, 0, 0, 0, 0, _, _] | [0x64, 0xff9b, 1, ..] => {
+            [last, local_nat64(s)]
+        }
+        // IPv4-translated (RFC 2765).
+        [0, 0, 0, 0, 0xffff, 0, _, _] => [last, None],
+        [0x2002, ..] => [Some(Ipv4Addr::from((bits >> 80) as u32)), None],
+        [0x2001, 0, ..] => [Some(Ipv4Addr::from((bits >> 64) as u32)), Some(Ipv4Addr::from(!(bits as u32)))],
+        _ => [None, None],
+    }
+}
+
+/// With a /48 prefix the IPv4 address stands around the zero octet (RFC 6052 section 2.2); 64:ff9b:1::/48 may be cut either way.
+fn local_nat64(s: [u16; 8]) -> Option<Ipv4Addr> {
+    let [high, low] = [s[3].to_be_bytes(), s[4].to_be_bytes()];
+    (s[0] == 0x64 && s[2] == 1).then(|| Ipv4Addr::new(high[0], high[1], low[1], s[5].to_be_bytes()[0]))
 }
 
 /// A set of rules.
@@ -45,17 +165,46 @@ pub struct AddressSet(pub Vec<AddressRule>);
 impl AddressSet {
     /// The first rule that covers the address, or an IPv4 address inside it (mapped, NAT64, 6to4, Teredo).
     pub fn judge(&self, ip: IpAddr) -> Option<&AddressRule> {
-        let ip = ip.to_canonical();
-        self.0.iter().find(|rule| match rule {
-            AddressRule::Loopback => ip.is_loopback() || ip.is_unspecified(),
-            AddressRule::Cidr(net) => net.contains(&ip),
-            AddressRule::LinkLocal
-            | AddressRule::Metadata
+        if self.0.is_empty() {
+            return None;
+        }
+        let covering = |ip: IpAddr| self.0.iter().find(|rule| rule.covers(ip));
+        let inner = match ip {
+            IpAddr::V4(_) => [None, None],
+            IpAddr::V6(ip) => inside(ip),
+        };
+        covering(ip).or_else(|| inner.into_iter().flatten().find_map(|ip| covering(IpAddr::V4(ip))))
+    }
+
+    /// The rule of `self` that forbids the address and that `allow` doesn't lift. Metadata addresses are lifted only by
+    /// `metadata` itself or a CIDR, since `link_local` and `private` hold some of them by accident.
+    pub fn forbids(&self, ip: IpAddr, allow: &AddressSet) -> Option<&AddressRule> {
+        let inner = match ip {
+            IpAddr::V4(_) => [None, None],
+            IpAddr::V6(ip) => inside(ip),
+        };
+        let leads_to = std::iter::once(ip).chain(inner.into_iter().flatten().map(IpAddr::V4));
+        leads_to
+            .flat_map(|candidate| self.0.iter().map(move |rule| (rule, candidate)))
+            .filter(|(rule, candidate)| rule.covers(*candidate))
+            .find(|(rule, candidate)| !allow.0.iter().any(|allowed| allowed.lifts(rule, *candidate, ip)))
+            .map(|(rule, _)| rule)
+    }
+}
+
+impl AddressRule {
+    /// Whether it allows what `forbidding` forbids; `ip` was found in `outer`, or is it.
+    fn lifts(&self, forbidding: &AddressRule, ip: IpAddr, outer: IpAddr) -> bool {
+        match self {
+            AddressRule::Cidr(net) => net.contains(&ip) || net.contains(&outer),
+            AddressRule::Metadata => self.covers(ip),
+            AddressRule::Loopback
+            | AddressRule::LinkLocal
             | AddressRule::Private
             | AddressRule::Cgnat
             | AddressRule::Multicast
-            | AddressRule::AllSpecial => false,
-        })
+            | AddressRule::AllSpecial => *forbidding != AddressRule::Metadata && self.covers(ip),
+        }
     }
 }
 
@@ -71,6 +220,148 @@ impl fmt::Display for AddressRule {
             AddressRule::Multicast => f.write_str("multicast"),
             AddressRule::AllSpecial => f.write_str("all_special"),
             AddressRule::Cidr(net) => net.fmt(f),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn set(words: &[&str]) -> AddressSet {
+        AddressSet(words.iter().map(|word| AddressRule::parse(word).unwrap()).collect())
+    }
+
+    fn judged(words: &[&str], ip: &str) -> Option<String> {
+        set(words).judge(ip.parse().unwrap()).map(ToString::to_string)
+    }
+
+    const BUILT_IN: &[&str] = &["loopback", "link_local", "metadata"];
+
+    #[test]
+    fn the_built_in_three_cover_what_they_name() {
+        for (ip, rule) in [
+            ("127.0.0.1", "loopback"),
+            ("127.255.1.2", "loopback"),
+            ("0.0.0.0", "loopback"),
+            ("0.1.2.3", "loopback"),
+            ("::1", "loopback"),
+            ("::", "loopback"),
+            ("169.254.0.1", "link_local"),
+            ("169.254.169.254", "link_local"),
+            ("fe80::1", "link_local"),
+            ("febf::1", "link_local"),
+            ("fd00:ec2::254", "metadata"),
+            ("168.63.129.16", "metadata"),
+            ("100.100.100.200", "metadata"),
+        ] {
+            assert_eq!(judged(BUILT_IN, ip).as_deref(), Some(rule), "{ip}");
+        }
+        for ip in
+            ["8.8.8.8", "10.0.0.1", "128.0.0.1", "1.0.0.0", "2606:4700::1", "fd00::1", "fec0::1", "100.100.100.201"]
+        {
+            assert_eq!(judged(BUILT_IN, ip), None, "{ip}");
+        }
+    }
+
+    #[test]
+    fn ipv4_inside_ipv6_is_unwrapped() {
+        for ip in [
+            "::ffff:127.0.0.1",
+            "::127.0.0.1",
+            "::ffff:0:127.0.0.1",
+            "64:ff9b::127.0.0.1",
+            "64:ff9b::7f00:1",
+            "64:ff9b:1::127.0.0.1",
+            "64:ff9b:1:7f00:0:100::",
+            "2002:7f00:1::1",
+            "2001:0:7f00:1::",
+            // The client of Teredo: 127.0.0.1 inverted.
+            "2001:0:808:808:0:0:80ff:fffe",
+        ] {
+            assert_eq!(judged(&["loopback"], ip).as_deref(), Some("loopback"), "{ip}");
+        }
+        assert_eq!(judged(BUILT_IN, "::ffff:169.254.169.254").as_deref(), Some("link_local"));
+        assert_eq!(judged(&["metadata"], "64:ff9b::a9fe:a9fe").as_deref(), Some("metadata"));
+        assert_eq!(judged(&["10.0.0.0/8"], "2002:a01:203::").as_deref(), Some("10.0.0.0/8"));
+        assert_eq!(judged(BUILT_IN, "64:ff9b::8.8.8.8"), None);
+    }
+
+    #[test]
+    fn the_other_classes() {
+        for (word, ip, covered) in [
+            ("private", "172.31.0.1", true),
+            ("private", "172.32.0.1", false),
+            ("private", "192.168.9.9", true),
+            ("private", "fd12::1", true),
+            ("cgnat", "100.64.0.1", true),
+            ("cgnat", "100.127.255.255", true),
+            ("cgnat", "100.128.0.1", false),
+            ("multicast", "239.1.1.1", true),
+            ("multicast", "255.255.255.255", true),
+            ("multicast", "ff02::1", true),
+            ("all_special", "192.0.2.1", true),
+            ("all_special", "198.19.255.255", true),
+            ("all_special", "240.0.0.1", true),
+            ("all_special", "255.255.255.255", true),
+            ("all_special", "2001:db8::1", true),
+            ("all_special", "3fff::1", true),
+            ("all_special", "5f00::1", true),
+            ("all_special", "fd00::1", true),
+            ("all_special", "100::1", true),
+            ("all_special", "8.8.8.8", false),
+            ("all_special", "2606:4700::1111", false),
+            ("all_special", "2001:4860:4860::8888", false),
+            ("192.0.2.7", "192.0.2.7", true),
+            ("192.0.2.7", "192.0.2.8", false),
+            ("2606:4700::/32", "2606:4700::1111", true),
+        ] {
+            assert_eq!(judged(&[word], ip).is_some(), covered, "{word} {ip}");
+        }
+    }
+
+    #[test]
+    fn an_allowed_address_is_not_forbidden() {
+        let deny = set(BUILT_IN);
+        let ip = "127.0.0.1".parse().unwrap();
+        assert!(deny.forbids(ip, &AddressSet::default()).is_some());
+        assert!(deny.forbids(ip, &set(&["127.0.0.0/8"])).is_none());
+        assert!(deny.forbids(ip, &set(&["private"])).is_some());
+        assert!(deny.forbids("::ffff:127.0.0.1".parse().unwrap(), &set(&["loopback"])).is_none());
+        // `metadata` is not opened by a class that happens to hold it.
+        let metadata = "169.254.169.254".parse().unwrap();
+        assert!(deny.forbids(metadata, &set(&["link_local"])).is_some());
+        assert!(deny.forbids(metadata, &set(&["link_local", "metadata"])).is_none());
+        assert!(deny.forbids(metadata, &set(&["169.254.169.254"])).is_none());
+    }
+
+    #[test]
+    fn what_is_no_rule_is_refused_with_the_words_there_are() {
+        for bad in ["", "loopbak", "10.0.0.0/33", "10.0.0", "example.com", "::1/129"] {
+            assert!(AddressRule::parse(bad).unwrap_err().contains("link_local"), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_wrapping_of_a_forbidden_ipv4_address_is_forbidden(bits in any::<u32>()) {
+            let v4 = Ipv4Addr::from(bits);
+            let deny = set(&["loopback", "link_local", "metadata", "private", "cgnat", "multicast"]);
+            if deny.judge(IpAddr::V4(v4)).is_some() {
+                let bits = u128::from(bits);
+                for wrapped in [
+                    0xffff << 32 | bits,
+                    0x0064_ff9b << 96 | bits,
+                    0x0064_ff9b_0001 << 80 | bits,
+                    0x2002 << 112 | bits << 80,
+                    0x2001_0000 << 96 | bits << 64,
+                    0x2001_0000 << 96 | u128::from(!(bits as u32)),
+                ] {
+                    prop_assert!(deny.judge(IpAddr::V6(Ipv6Addr::from(wrapped))).is_some());
+                }
+            }
         }
     }
 }

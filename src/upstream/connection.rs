@@ -220,10 +220,7 @@ impl Http1 {
     ) -> hyper::Result<Http1> {
         let wire = Arc::new(Wire::default());
         let mut builder = http1::Builder::new();
-        builder
-            .preserve_header_case(true)
-            .max_buf_size(BUFFER.max(limits.bytes))
-            .max_header_size(limits.bytes);
+        builder.preserve_header_case(true).max_buf_size(BUFFER.max(limits.bytes)).max_header_size(limits.bytes);
         // hyper's default is 100 as well, but a number that was set costs two allocations a message.
         if limits.fields != 100 {
             builder.max_headers(limits.fields);

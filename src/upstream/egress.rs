@@ -52,7 +52,8 @@ fn is_own(own: SocketAddr, address: SocketAddr) -> bool {
         return false;
     }
     let (own, ip) = (own.ip().to_canonical(), address.ip().to_canonical());
-    own == ip || (own.is_unspecified() || own.is_loopback()) && (ip.is_unspecified())
+    own == ip
+        || (own.is_unspecified() || own.is_loopback()) && (ip.is_unspecified())
         || own.is_unspecified() && ip.is_loopback()
 }
 

@@ -43,7 +43,10 @@ pub(super) type Failures = Vec<(SocketAddr, io::Error)>;
 ///
 /// # Errors
 /// All failures, once every address has failed.
-pub(super) async fn race(dialer: &Arc<dyn Dial>, addresses: &[SocketAddr]) -> Result<(TcpStream, SocketAddr), Failures> {
+pub(super) async fn race(
+    dialer: &Arc<dyn Dial>,
+    addresses: &[SocketAddr],
+) -> Result<(TcpStream, SocketAddr), Failures> {
     if let [only] = addresses {
         return dialer.dial(*only).await.map(|stream| (stream, *only)).map_err(|error| vec![(*only, error)]);
     }
@@ -108,8 +111,7 @@ mod tests {
 
     async fn run(addresses: &[&str]) -> (Result<SocketAddr, Failures>, Vec<IpAddr>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let scripted =
-            Arc::new(Scripted { listener: listener.local_addr().unwrap(), dialled: Mutex::default() });
+        let scripted = Arc::new(Scripted { listener: listener.local_addr().unwrap(), dialled: Mutex::default() });
         let addresses: Vec<SocketAddr> = addresses.iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), 80)).collect();
         let dialer: Arc<dyn Dial> = scripted.clone();
         let result = race(&dialer, &addresses).await.map(|(_, address)| address);

@@ -232,16 +232,7 @@ impl<S: Solo, M: Multi, W: Clone> Lane<S, M, W> {
 impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
     /// No connection, nobody waiting.
     pub(super) fn new(limits: Limits) -> Self {
-        Places {
-            limits,
-            lanes: HashMap::new(),
-            open: 0,
-            idle: 0,
-            waiting: 0,
-            tickets: 0,
-            members: 0,
-            retired: false,
-        }
+        Places { limits, lanes: HashMap::new(), open: 0, idle: 0, waiting: 0, tickets: 0, members: 0, retired: false }
     }
 
     /// A connection that is there and free: the one used last, so that the others can go.
@@ -266,12 +257,9 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
     fn stream(&mut self, key: &Key, now: Instant, fx: &mut Effects<S, M, W>) -> Option<Grant<S, M>> {
         self.sweep_shared(key, now, fx);
         let lane = self.lanes.get_mut(key)?;
-        let member = lane
-            .shared
-            .iter_mut()
-            .find(|member| {
-                !member.link.is_closed() && !is_over(member.expires, now) && member.streams < member.link.room()
-            })?;
+        let member = lane.shared.iter_mut().find(|member| {
+            !member.link.is_closed() && !is_over(member.expires, now) && member.streams < member.link.room()
+        })?;
         if member.streams == 0 {
             self.idle -= 1;
         }
@@ -302,14 +290,7 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
     }
 
     /// Gets in line. The ticket is for [`Places::leave`].
-    pub(super) fn wait(
-        &mut self,
-        key: &Arc<Key>,
-        want: Want,
-        who: W,
-        now: Instant,
-        fx: &mut Effects<S, M, W>,
-    ) -> u64 {
+    pub(super) fn wait(&mut self, key: &Arc<Key>, want: Want, who: W, now: Instant, fx: &mut Effects<S, M, W>) -> u64 {
         let Want { speaks, fresh, limit } = want;
         self.tickets += 1;
         let ticket = self.tickets;
@@ -370,7 +351,13 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
                     .map(|member| (member.idle_since, Some(member.id)))
                     .min_by_key(|(since, _)| *since);
                 let (since, id) = match (solo, shared) {
-                    (Some(solo), Some(shared)) => if solo.0 <= shared.0 { solo } else { shared },
+                    (Some(solo), Some(shared)) => {
+                        if solo.0 <= shared.0 {
+                            solo
+                        } else {
+                            shared
+                        }
+                    }
                     (Some(one), None) | (None, Some(one)) => one,
                     (None, None) => return None,
                 };
@@ -502,7 +489,8 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
             self.tidy(key);
             return;
         }
-        let first = self.lanes.get_mut(key).and_then(|lane| own.and_then(|at| lane.waiting.remove(at).map(|w| (lane, w))));
+        let first =
+            self.lanes.get_mut(key).and_then(|lane| own.and_then(|at| lane.waiting.remove(at).map(|w| (lane, w))));
         match first {
             Some((lane, first)) => {
                 lane.busy += 1;
@@ -543,10 +531,10 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
     /// The SETTINGS of a shared connection came, or it takes no streams any more.
     pub(super) fn shared_changed(&mut self, key: &Arc<Key>, now: Instant, fx: &mut Effects<S, M, W>) {
         self.sweep_shared(key, now, fx);
-        if let Some(lane) = self.lanes.get_mut(key) {
-            if let Some(member) = lane.shared.iter().find(|member| member.link.is_settled()) {
-                lane.room = member.link.room();
-            }
+        if let Some(lane) = self.lanes.get_mut(key)
+            && let Some(member) = lane.shared.iter().find(|member| member.link.is_settled())
+        {
+            lane.room = member.link.room();
         }
         self.serve(key, now, fx);
         self.trim(fx);

@@ -1,8 +1,6 @@
 //! A request as HTTP/1.1 and as HTTP/2 want it. The pipeline's form is that of HTTP/1.1: origin-form target and Host.
 
-use http::header::{
-    CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
-};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
 use http::uri::{Authority, PathAndQuery, Scheme as UriScheme};
 use http::{Method, Request, Uri, Version};
 
