@@ -1,5 +1,7 @@
 //! The way out over real sockets, against upstreams that do exactly what a script says.
 
+mod secure;
+
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::sync::Arc;
