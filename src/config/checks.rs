@@ -10,11 +10,11 @@ use crate::document::read::written;
 use crate::document::tree::Node;
 use crate::document::{Place, Problems, Reader};
 use crate::origin::{Host, Scheme};
-use crate::policy::pipeline;
+use crate::policy::policies;
 use crate::units::show_duration;
 
 /// The policy blocks of one lane.
-pub(crate) fn policies(reader: &mut Reader<'_>, settings: &pipeline::Settings) {
+pub(crate) fn policies(reader: &mut Reader<'_>, settings: &policies::Settings) {
     clocks(reader, settings);
     if let Some(retry) = &settings.retry {
         if retry.backoff.max < retry.backoff.base {
@@ -78,7 +78,7 @@ pub(crate) fn policies(reader: &mut Reader<'_>, settings: &pipeline::Settings) {
     }
 }
 
-fn clocks(reader: &mut Reader<'_>, settings: &pipeline::Settings) {
+fn clocks(reader: &mut Reader<'_>, settings: &policies::Settings) {
     let (Some(attempt), Some(request)) = (settings.timeouts.attempt, settings.timeouts.request) else { return };
     let attempts = settings.retry.as_ref().map_or(1, |retry| retry.max_attempts.get());
     let total = attempt.saturating_mul(attempts);

@@ -23,7 +23,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::address::AddressSet;
 use crate::origin::{Host, Origin, Scheme};
-use crate::policy::pipeline;
+use crate::policy::policies;
 
 /// A configuration that can run.
 #[derive(Debug)]
@@ -120,7 +120,7 @@ pub struct Upstream {
     /// The pool.
     pub connections: Connections,
     /// The upstream's own policies.
-    pub policies: pipeline::Settings,
+    pub policies: policies::Settings,
     /// In the order of the file; first match wins.
     pub routes: Vec<Route>,
 }
@@ -129,7 +129,7 @@ pub struct Upstream {
 #[derive(Clone, Debug)]
 pub struct Unmatched {
     /// Breaker, rate limit and concurrency are always `None` here.
-    pub policies: pipeline::Settings,
+    pub policies: policies::Settings,
     /// `defaults.connections` over the built-in ones.
     pub connections: Connections,
     /// `defaults.tls` over the built-in ones.
@@ -236,7 +236,7 @@ pub struct Route {
     /// Which requests.
     pub matcher: Match,
     /// Its policies, merged over the upstream's.
-    pub policies: pipeline::Settings,
+    pub policies: policies::Settings,
     /// Which blocks the route wrote itself, so that their state is its own.
     pub own: OwnState,
 }

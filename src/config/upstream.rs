@@ -17,14 +17,14 @@ use crate::document::read::written;
 use crate::document::tree::Node;
 use crate::document::{Place, Reader};
 use crate::origin::Scheme;
-use crate::policy::{pipeline, retry};
+use crate::policy::{policies, retry};
 
 /// Compiled size of one `path_regex`. Bytes.
 const REGEX_SIZE: usize = 1 << 20;
 
 /// Reads `defaults`, to note what is wrong with it, whoever inherits it.
 pub(crate) fn defaults(reader: &mut Reader<'_>, files: &mut Files<'_>) {
-    let policies = pipeline::Settings::read(reader);
+    let policies = policies::Settings::read(reader);
     let (_, _) = shared(reader, files);
     checks::policies(reader, &policies);
     reader.reserved(schema::RESERVED);
@@ -32,9 +32,9 @@ pub(crate) fn defaults(reader: &mut Reader<'_>, files: &mut Files<'_>) {
 
 /// Reads what hosts without an upstream get.
 pub(crate) fn unmatched(reader: &mut Reader<'_>, files: &mut Files<'_>) -> Unmatched {
-    let policies = pipeline::Settings::read(reader);
+    let policies = policies::Settings::read(reader);
     let (connections, tls) = shared(reader, files);
-    let policies = pipeline::Settings { circuit_breaker: None, rate_limit: None, concurrency: None, ..policies };
+    let policies = policies::Settings { circuit_breaker: None, rate_limit: None, concurrency: None, ..policies };
     Unmatched { policies, connections, tls }
 }
 
@@ -123,7 +123,7 @@ pub(crate) fn upstream(
     let listen = reader.parsed("listen", host::listen);
     let connect = connect(reader);
     let allow_addresses = AddressSet(reader.list("allow_addresses", AddressRule::parse));
-    let policies = pipeline::Settings::read(reader);
+    let policies = policies::Settings::read(reader);
     let (connections, tls) = shared(reader, files);
     let routes = routes(reader, merged, layers);
     reader.reserved(schema::RESERVED);
@@ -213,7 +213,7 @@ fn route(
         let help = Some("write `match: {path: /v1/charges}`; `path: /*` matches everything".to_owned());
         reader.problem("match", "is missing".to_owned(), help);
     }
-    let policies = pipeline::Settings::read(reader);
+    let policies = policies::Settings::read(reader);
     checks::policies(reader, &policies);
     reader.reserved(schema::RESERVED);
     let own_budget = item.at(&["retry", "budget"]).is_some();

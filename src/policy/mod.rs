@@ -2,6 +2,7 @@
 //! decision as plain synchronous code with `now` as an argument, a short async shell where it waits, tests.
 //! A policy knows neither the configuration file nor upstream tables nor sockets.
 
+mod attempt;
 pub mod backoff;
 pub mod body;
 pub mod breaker;
@@ -10,6 +11,7 @@ pub mod carry;
 pub mod classify;
 pub mod concurrency;
 pub mod pipeline;
+pub mod policies;
 pub mod rate_limit;
 pub mod replay;
 pub mod retry;

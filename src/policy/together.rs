@@ -318,7 +318,7 @@ async fn a_body_that_falls_silent_ends_by_the_idle_clock() {
         http_body_util::StreamBody::new(futures_util::stream::pending::<Result<http_body::Frame<bytes::Bytes>>>());
     let exchange = Exchange::new(Instant::now());
     let idle = Some(Duration::from_secs(60));
-    let carry = crate::policy::pipeline::Carry::new(body.boxed_unsync(), exchange, idle, None, None);
+    let carry = crate::policy::carry::Carry::new(body.boxed_unsync(), exchange, idle, None, None);
     let start = Instant::now();
     let mut answer = http::Response::from_parts(hanging, carry);
     assert_eq!(answer.body_mut().frame().await.unwrap().unwrap_err().code(), "upstream_silent");

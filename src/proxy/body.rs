@@ -10,7 +10,7 @@ use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
 use crate::error::{Error, Result};
-use crate::policy::pipeline::Carry;
+use crate::policy::carry::Carry;
 use crate::proxy::io::Link;
 use crate::proxy::record::Record;
 use crate::upstream::transport::UpstreamBody;

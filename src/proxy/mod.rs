@@ -28,7 +28,7 @@ use crate::config::HostPattern;
 use crate::error::{Denial, Error, Result};
 use crate::message::{AppBody, Outbound};
 use crate::origin::{Origin, Scheme};
-use crate::policy::pipeline::Carry;
+use crate::policy::carry::Carry;
 use crate::proxy::body::ResponseBody;
 use crate::proxy::io::Link;
 use crate::proxy::record::Record;

@@ -6,7 +6,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio_util::sync::CancellationToken;
 
-use crate::policy::pipeline::Carry;
+use crate::policy::carry::Carry;
 use crate::proxy::record::Record;
 use crate::proxy::tunnel;
 use crate::upstream::transport::UpstreamBody;

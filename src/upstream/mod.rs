@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use crate::config;
 use crate::origin::{Host, Origin, Scheme};
-use crate::policy::pipeline::Policies;
+use crate::policy::policies::Policies;
 use crate::telemetry::report::{LaneReport, UpstreamReport};
 use crate::upstream::transport::Transport;
 

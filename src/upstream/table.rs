@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::address::AddressSet;
 use crate::config::{self, Config, OwnState};
 use crate::origin::Host;
-use crate::policy::pipeline::{self, Heritage, Policies};
+use crate::policy::policies::{self, Heritage, Policies};
 use crate::policy::replay::ReplayMemory;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::connect::Connector;
@@ -63,7 +63,7 @@ struct Maker<'a> {
 /// What an upstream's lanes and pool are made from, named or not.
 struct Plan<'a> {
     name: &'a Arc<str>,
-    policies: &'a pipeline::Settings,
+    policies: &'a policies::Settings,
     routes: &'a [config::Route],
     pool: transport::Settings,
 }
@@ -187,7 +187,7 @@ impl Maker<'_> {
             Some(old) => old.transport.clone(),
             None => Transport::new(plan.pool, self.connector.clone(), report.clone())?,
         };
-        let make = |settings: &pipeline::Settings, heritage: &Heritage<'_>, route: &Arc<str>| {
+        let make = |settings: &policies::Settings, heritage: &Heritage<'_>, route: &Arc<str>| {
             let lane = self.metrics.lane(plan.name, route);
             let policies =
                 Policies::new(settings.clone(), heritage, self.replay.clone(), report.clone(), lane.clone(), self.now);

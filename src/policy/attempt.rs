@@ -1,0 +1,302 @@
+//! One attempt: the clocks around the transport, one free replacement of a stale connection, the verdict on the upstream.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
+
+use http::header::HeaderMap;
+use http::{StatusCode, request};
+use tokio::time::Instant;
+
+use crate::error::{Error, Result, Sent};
+use crate::message::{Attempt, Exchange, Phase};
+use crate::policy::body::{AttemptBody, Gate};
+use crate::policy::breaker::{Permit, Verdict};
+use crate::policy::carry::Carry;
+use crate::policy::classify::Event;
+use crate::policy::concurrency::Slot;
+use crate::policy::policies::Policies;
+use crate::policy::rate_limit::Bucket;
+use crate::policy::replay::Replay;
+use crate::policy::timeout::{Clocks, Deadline, Supervised};
+use crate::policy::{Destination, Transport, retry_after};
+use crate::telemetry::report::{AttemptResult, LaneReport, RetryReason};
+
+/// Longest pause that a Retry-After may order where `retry` is off.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// How long an app's `Expect: 100-continue` waits for the upstream's word before the body is sent all the same.
+const CONTINUE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// One request on its way through the pipeline.
+pub(super) struct Call<'a, T> {
+    pub(super) policies: &'a Policies,
+    pub(super) transport: &'a T,
+    pub(super) exchange: &'a Arc<Exchange>,
+    pub(super) to: Destination,
+    pub(super) deadline: Deadline,
+    pub(super) head: request::Parts,
+    /// `None` where there is no body.
+    pub(super) body: Option<Replay>,
+    pub(super) grpc: bool,
+    pub(super) repeatable: bool,
+    pub(super) expect_continue: bool,
+    /// Which of several `to` the attempt before used.
+    pub(super) endpoint: Option<usize>,
+}
+
+impl<T: Transport> Call<'_, T> {
+    /// One attempt: the clocks around the transport, one free replacement of a stale connection, and the verdict.
+    pub(super) async fn attempt(&mut self, admission: Admission) -> Result<http::Response<Carry<T::Body>>> {
+        let policies = self.policies;
+        let mut first = Attempt::new(self.exchange.clone(), policies.settings.timeouts.connect);
+        first.avoid = self.endpoint;
+        let mut second = Attempt::new(self.exchange.clone(), policies.settings.timeouts.connect);
+        second.fresh = true;
+        let attempts = [first, second];
+        let current = AtomicUsize::new(0);
+        let phase = || attempts[current.load(Ordering::Relaxed)].phase();
+
+        let mut running = Running::new(&policies.lane, admission);
+        let clocks = policies.clocks(self.deadline, self.body.is_some());
+        let send = async {
+            match self.send(&attempts[0]).await {
+                Err(error) if self.is_stale(&error) => {
+                    policies.upstream.retried(RetryReason::StaleConnection);
+                    current.store(1, Ordering::Relaxed);
+                    self.send(&attempts[1]).await
+                }
+                result => result,
+            }
+        };
+        let result = running.run(self.exchange, clocks, phase, send).await;
+        let now = Instant::now();
+        let upload = &self.exchange.upload;
+        upload.end(self.exchange.nanos(now));
+        // Whatever the transport made of it: a body that the app broke off is the app's doing.
+        let app_gone = upload.app_gone.load(Ordering::Relaxed);
+        let result = result.map_err(|error| if app_gone { Error::AppGone } else { error });
+
+        let used = attempts[current.load(Ordering::Relaxed)].endpoint();
+        let answer = match result {
+            Ok(answer) => answer,
+            Err(error) => {
+                running.settle(policies.judge_error(&error), attempt_result(Err(&error)));
+                self.endpoint = used;
+                return Err(error);
+            }
+        };
+        let event = Event::of_answer(answer.status(), answer.headers(), self.grpc);
+        let verdict = policies.judge_answer(event);
+        let asked = asked_to_wait(answer.status(), answer.headers());
+        policies.pause(running.admission.bucket.as_ref(), asked, now);
+        let failed = verdict == Verdict::Failure || matches!(event, Event::Status(status) if status >= 500);
+        running.settle(verdict, attempt_result(Ok(failed)));
+        self.endpoint = used;
+        self.exchange.touch(now);
+        let Admission { permit, slot, .. } = running.finish();
+        let breaker = permit.map(|permit| (permit.breaker().clone(), permit.generation()));
+        let idle = policies.settings.timeouts.idle;
+        Ok(answer.map(|body| Carry::new(body, self.exchange.clone(), idle, slot, breaker)))
+    }
+
+    async fn send(&self, attempt: &Attempt) -> Result<http::Response<T::Body>> {
+        let mut head = self.head.clone();
+        let mut body = match &self.body {
+            Some(replay) => AttemptBody::replayed(replay.cursor()),
+            None => AttemptBody::empty(),
+        };
+        if self.expect_continue {
+            let gate = Arc::new(Gate::default());
+            body = body.behind(gate.clone(), CONTINUE_PATIENCE);
+            let mut request = http::Request::from_parts(head, ());
+            hyper::ext::on_informational(&mut request, move |answer| {
+                if answer.status() == StatusCode::CONTINUE {
+                    gate.open();
+                }
+            });
+            head = request.into_parts().0;
+        }
+        self.transport.send(head, body, &self.to, attempt).await
+    }
+
+    /// A pooled connection that closed before one byte of the answer, and sending again is safe.
+    fn is_stale(&self, error: &Error) -> bool {
+        match error {
+            Error::Reset { sent, reused: true, answer_began: false, .. } => {
+                let safe = *sent == Sent::No || self.repeatable;
+                let app_here = !self.exchange.upload.app_gone.load(Ordering::Relaxed);
+                safe && app_here && self.body.as_ref().is_none_or(Replay::replayable)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Leave to send one attempt.
+pub(super) struct Admission {
+    pub(super) permit: Option<Permit>,
+    pub(super) bucket: Option<Arc<Bucket>>,
+    pub(super) slot: Option<Slot>,
+}
+
+impl Admission {
+    /// Asks the breaker again where its state has changed since it was asked.
+    pub(super) fn check(&mut self, now: Instant) -> Result<()> {
+        if let Some(permit) = self.permit.as_mut().filter(|permit| permit.is_stale()) {
+            let breaker = permit.breaker().clone();
+            *permit = breaker.admit(now)?;
+        }
+        Ok(())
+    }
+}
+
+/// An attempt under way: counted when it ends, also when it is dropped.
+pub(super) struct Running<'a> {
+    lane: &'a LaneReport,
+    began: Instant,
+    admission: Admission,
+    counted: bool,
+}
+
+impl<'a> Running<'a> {
+    pub(super) fn new(lane: &'a LaneReport, admission: Admission) -> Running<'a> {
+        Running { lane, began: Instant::now(), admission, counted: false }
+    }
+
+    /// Runs it under its clocks. Until it is handed to a connection, each step asks whether the circuit still lets it.
+    pub(super) async fn run<R>(
+        &mut self,
+        exchange: &Exchange,
+        clocks: Clocks,
+        phase: impl Fn() -> Phase,
+        send: impl Future<Output = Result<R>>,
+    ) -> Result<R> {
+        clocks.run(exchange, send, &mut Supervisor { admission: &mut self.admission, phase }).await
+    }
+
+    pub(super) fn settle(&mut self, verdict: Verdict, result: AttemptResult) {
+        let now = Instant::now();
+        if let Some(permit) = &mut self.admission.permit {
+            permit.settle(verdict, now);
+        }
+        self.counted = true;
+        self.lane.attempt(result, now - self.began);
+    }
+
+    fn finish(mut self) -> Admission {
+        let nothing = Admission { permit: None, bucket: None, slot: None };
+        std::mem::replace(&mut self.admission, nothing)
+    }
+}
+
+struct Supervisor<'a, P> {
+    admission: &'a mut Admission,
+    phase: P,
+}
+
+impl<P: Fn() -> Phase> Supervised for Supervisor<'_, P> {
+    fn phase(&self) -> Phase {
+        (self.phase)()
+    }
+
+    fn before_poll(&mut self) -> Result<()> {
+        match self.phase() {
+            Phase::Waiting | Phase::Connecting => self.admission.check(Instant::now()),
+            Phase::Sending => Ok(()),
+        }
+    }
+
+    fn slow(&mut self, now: Instant) {
+        if let Some(permit) = &mut self.admission.permit {
+            permit.settle(Verdict::Failure, now);
+        }
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if !self.counted {
+            self.lane.attempt(AttemptResult::Cancelled, self.began.elapsed());
+        }
+    }
+}
+
+impl Policies {
+    /// What an error says about the upstream.
+    pub(super) fn judge_error(&self, error: &Error) -> Verdict {
+        let Some(breaker) = &self.breaker else { return Verdict::Neutral };
+        if let Error::Deadline { ran, .. } = error {
+            if *ran < self.fair_time() {
+                return Verdict::Neutral;
+            }
+        }
+        match Event::of_error(error) {
+            Some(event) if breaker.failures().contains(event) => Verdict::Failure,
+            Some(_) | None => Verdict::Neutral,
+        }
+    }
+
+    /// How long an attempt must have been given for a deadline that cuts it off to be the upstream's fault.
+    fn fair_time(&self) -> Duration {
+        let timeouts = &self.settings.timeouts;
+        let attempts = self.retry.as_ref().map_or(1, |retry| retry.settings.max_attempts.get());
+        let share = timeouts.request.map(|request| request / attempts);
+        match (timeouts.attempt, share) {
+            (Some(attempt), Some(share)) => attempt.min(share),
+            (Some(time), None) | (None, Some(time)) => time,
+            (None, None) => Duration::ZERO,
+        }
+    }
+
+    fn judge_answer(&self, event: Event) -> Verdict {
+        let Some(breaker) = &self.breaker else { return Verdict::Neutral };
+        match event {
+            event if breaker.failures().contains(event) => Verdict::Failure,
+            Event::Status(status) if status < 400 => Verdict::Success,
+            Event::Status(_) | Event::ConnectFailure | Event::Reset | Event::Timeout => Verdict::Passing,
+        }
+    }
+
+    pub(super) fn clocks(&self, deadline: Deadline, body: bool) -> Clocks {
+        Clocks {
+            attempt: self.settings.timeouts.attempt,
+            deadline,
+            idle: self.settings.timeouts.idle,
+            slow_after: self.breaker.as_ref().and_then(|breaker| breaker.slow_after()),
+            body,
+        }
+    }
+
+    /// A 429 or 503 with Retry-After shuts the bucket for everybody, so that the others don't each earn their own.
+    fn pause(&self, bucket: Option<&Arc<Bucket>>, asked: Option<Duration>, now: Instant) {
+        let (Some(bucket), Some(asked), Some(rate_limit)) = (bucket, asked, &self.rate_limit) else { return };
+        if rate_limit.pauses() {
+            let longest = self.retry.as_ref().map_or(LONGEST_PAUSE, |retry| retry.settings.max_retry_after);
+            bucket.pause(asked.min(longest), now);
+        }
+    }
+}
+
+pub(super) fn attempt_result(result: Result<bool, &Error>) -> AttemptResult {
+    match result {
+        Ok(false) => AttemptResult::Success,
+        Ok(true) => AttemptResult::Failure,
+        Err(error) => match Event::of_error(error) {
+            Some(Event::ConnectFailure) => AttemptResult::ConnectFailure,
+            Some(Event::Reset) => AttemptResult::Reset,
+            Some(Event::Timeout) => AttemptResult::Timeout,
+            Some(Event::Status(_)) | None => AttemptResult::Cancelled,
+        },
+    }
+}
+
+/// What a 429 or 503 asks for.
+pub(super) fn asked_to_wait(status: StatusCode, headers: &HeaderMap) -> Option<Duration> {
+    match status {
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+            retry_after::parse(headers, SystemTime::now())
+        }
+        _ => None,
+    }
+}
