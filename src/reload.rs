@@ -272,8 +272,6 @@ fn access(config: &Config, logging: Option<&Logging>) -> AccessLog {
     }
 }
 
-/// Whether the series of an upstream, or of one of its lanes, live on.
-
 /// A problem that has no place in the file.
 fn sentence(message: String) -> Problem {
     Problem { place: None, path: String::new(), message, help: None }

@@ -226,10 +226,10 @@ impl Policies {
     /// What an error says about the upstream.
     pub(super) fn judge_error(&self, error: &Error) -> Verdict {
         let Some(breaker) = &self.breaker else { return Verdict::Neutral };
-        if let Error::Deadline { ran, .. } = error {
-            if *ran < self.fair_time() {
-                return Verdict::Neutral;
-            }
+        if let Error::Deadline { ran, .. } = error
+            && *ran < self.fair_time()
+        {
+            return Verdict::Neutral;
         }
         match Event::of_error(error) {
             Some(event) if breaker.failures().contains(event) => Verdict::Failure,

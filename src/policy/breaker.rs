@@ -147,10 +147,10 @@ impl Breaker {
     /// span begins empty.
     pub fn reconfigure(&self, settings: &Settings, now: Instant) {
         let mut state = self.lock();
-        if let Some(rate) = &settings.failure_rate {
-            if rate.window != state.window.span() {
-                state.window = Window::new(rate.window, now);
-            }
+        if let Some(rate) = &settings.failure_rate
+            && rate.window != state.window.span()
+        {
+            state.window = Window::new(rate.window, now);
         }
         state.settings = settings.clone();
     }
@@ -294,10 +294,9 @@ impl State {
     fn give_back(&mut self, generation: u64, probe: Option<Instant>) {
         if let (true, Some(began), Mode::HalfOpen { probes, .. }) =
             (generation == self.generation, probe, &mut self.mode)
+            && let Some(at) = probes.iter().position(|other| *other == began)
         {
-            if let Some(at) = probes.iter().position(|other| *other == began) {
-                probes.swap_remove(at);
-            }
+            probes.swap_remove(at);
         }
     }
 

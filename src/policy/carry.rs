@@ -92,10 +92,10 @@ impl<B: Body<Data = Bytes, Error = Error> + Unpin> Carry<B> {
 
     fn broke(&mut self, error: &Error) {
         self.slot = None;
-        if error.origin() == Origin::Upstream {
-            if let Some((breaker, generation)) = self.breaker.take() {
-                breaker.body_broke(generation, Instant::now());
-            }
+        if error.origin() == Origin::Upstream
+            && let Some((breaker, generation)) = self.breaker.take()
+        {
+            breaker.body_broke(generation, Instant::now());
         }
     }
 

@@ -127,10 +127,10 @@ impl Policies {
         if let (Some(concurrency), Some(settings)) = (&self.concurrency, &self.settings.concurrency) {
             concurrency.reconfigure(settings);
         }
-        if let Some(Retry { settings, budget: Some(budget) }) = &self.retry {
-            if let Some(settings) = &settings.budget {
-                budget.reconfigure(settings);
-            }
+        if let Some(Retry { settings, budget: Some(budget) }) = &self.retry
+            && let Some(settings) = &settings.budget
+        {
+            budget.reconfigure(settings);
         }
     }
 

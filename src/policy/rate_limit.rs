@@ -184,11 +184,11 @@ impl Keyed {
             *used = self.uses;
             return bucket.clone();
         }
-        if self.by_key.len() >= KEYED_BUCKETS {
-            if let Some((_, oldest)) = self.by_use.pop_first() {
-                self.by_key.remove(&oldest);
-                self.evicted += 1;
-            }
+        if self.by_key.len() >= KEYED_BUCKETS
+            && let Some((_, oldest)) = self.by_use.pop_first()
+        {
+            self.by_key.remove(&oldest);
+            self.evicted += 1;
         }
         let bucket = Arc::new(Bucket::new(settings, now));
         self.by_key.insert(key, (self.uses, bucket.clone()));
