@@ -74,18 +74,6 @@ impl Proxy {
     }
 }
 
-impl Proxy {
-    /// For all listeners of a process.
-    pub fn new(
-        table: Arc<Shared<Table>>,
-        access: Arc<Shared<AccessLog>>,
-        drain: Arc<Drain>,
-        metrics: Arc<Metrics>,
-    ) -> Arc<Proxy> {
-        Arc::new(Proxy { table, access, drain, metrics })
-    }
-}
-
 /// What a listener is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Entry {
