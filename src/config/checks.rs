@@ -1,5 +1,8 @@
 //! What no single setting shows: settings that contradict each other, and what is valid but dangerous.
 
+use std::collections::{HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+
 use http::Method;
 
 use crate::config::{Config, Connect, Match, PathMatch, Upstream};
@@ -182,13 +185,15 @@ fn tunnel(reader: &mut Reader<'_>, upstream: &Upstream) {
 /// The configuration as a whole.
 pub(crate) fn whole(config: &Config, top: &Node, problems: &mut Problems) {
     listeners(config, top, problems);
-    let upstreams = top.get("upstreams");
-    for upstream in &config.upstreams {
-        let Some(node) = upstreams.and_then(|node| node.get(&upstream.name)) else { continue };
+    let own: HashSet<SocketAddr> = addresses(config).into_iter().map(|(_, address)| address).collect();
+    let written_upstreams = top.get("upstreams").map_or(&[][..], |node| node.entries());
+    // Those that are no block were noted, and were not read.
+    let written_upstreams = written_upstreams.iter().filter(|entry| entry.value.is_map() || entry.value.is_null());
+    for (upstream, entry) in config.upstreams.iter().zip(written_upstreams) {
+        let node = &entry.value;
         for (index, origin) in upstream.to.iter().enumerate() {
             let Host::Ip(ip) = &origin.host else { continue };
-            let own = |address: &std::net::SocketAddr| address.port() == origin.port && address.ip() == *ip;
-            if addresses(config).iter().any(|(_, address)| own(address)) {
+            if own.contains(&SocketAddr::new(*ip, origin.port)) {
                 let place = node.get("to").and_then(|to| to.items().get(index)).and_then(|item| written(item));
                 let path = format!("upstreams.{}.to[{index}]", upstream.name);
                 problems.error(place, &path, "leads back to Outrigger itself", Some("name the upstream's own address"));
@@ -212,7 +217,7 @@ pub(crate) fn whole(config: &Config, top: &Node, problems: &mut Problems) {
 }
 
 /// Every address that is listened on, and the setting that says so.
-fn addresses(config: &Config) -> Vec<(String, std::net::SocketAddr)> {
+fn addresses(config: &Config) -> Vec<(String, SocketAddr)> {
     let mut all = vec![("listeners.proxy".to_owned(), config.listeners.proxy)];
     all.extend(config.listeners.admin.map(|address| ("listeners.admin".to_owned(), address)));
     all.extend(config.listeners.probes.map(|address| ("listeners.probes".to_owned(), address)));
@@ -224,8 +229,9 @@ fn addresses(config: &Config) -> Vec<(String, std::net::SocketAddr)> {
 
 fn listeners(config: &Config, top: &Node, problems: &mut Problems) {
     let all = addresses(config);
-    let mut by_port: std::collections::HashMap<u16, Vec<&(String, std::net::SocketAddr)>> = Default::default();
-    for (path, address) in &all {
+    let mut by_port: HashMap<u16, Vec<&(String, SocketAddr)>> = HashMap::new();
+    for entry in &all {
+        let (path, address) = entry;
         if address.port() == 0 {
             continue;
         }
@@ -239,13 +245,13 @@ fn listeners(config: &Config, top: &Node, problems: &mut Problems) {
             let message = format!("{address} is taken: `{other}`{line} listens there too");
             problems.error(shown, path, message, Some("give it another port"));
         }
-        same_port.push(all.iter().find(|entry| entry.0 == *path).unwrap_or(&all[0]));
+        same_port.push(entry);
     }
 }
 
 /// Whether two sockets can't listen at once: `[::]` takes both families.
-fn collide(a: std::net::SocketAddr, b: std::net::SocketAddr) -> bool {
-    let takes = |a: std::net::IpAddr, b: std::net::IpAddr| a.is_unspecified() && (a.is_ipv6() || b.is_ipv4());
+fn collide(a: SocketAddr, b: SocketAddr) -> bool {
+    let takes = |a: IpAddr, b: IpAddr| a.is_unspecified() && (a.is_ipv6() || b.is_ipv4());
     a.port() == b.port() && (a.ip() == b.ip() || takes(a.ip(), b.ip()) || takes(b.ip(), a.ip()))
 }
 

@@ -84,7 +84,7 @@ impl Layers {
         let written = self.root.get("defaults");
         let inherited = |entry: &Entry| {
             own.is_some_and(|own| own.entry(&entry.key).is_some())
-                && !written.is_some_and(|written| written.entry(&entry.key).is_some())
+                && written.is_none_or(|written| written.entry(&entry.key).is_none())
         };
         let entries = self.upstream_base.entries().iter().filter(|entry| !inherited(entry)).cloned().collect();
         map_like(&self.upstream_base, entries)

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value as Json};
 
 use crate::config::layers::Layers;
+use crate::config::schema::Scope;
 use crate::config::tls::Files;
 use crate::config::upstream::{self, Seen};
 use crate::config::{Config, checks, effective, global, schema};
@@ -70,8 +71,40 @@ pub fn load(path: &Path, options: Options) -> std::io::Result<Loaded> {
 pub fn load_text(text: &str, path: &Path, options: Options, variable: &dyn Fn(&str) -> Option<String>) -> Loaded {
     let (config, mut problems) = build(text, path, options, variable);
     problems.tidy();
+    say_where_keys_belong(&mut problems);
     let config = config.filter(|_| problems.errors.is_empty());
     Loaded { config, problems, text: masked(text) }
+}
+
+/// A key that is right but stands at the wrong level is told its own.
+fn say_where_keys_belong(problems: &mut Problems) {
+    for problem in &mut problems.errors {
+        let guessed = problem.help.as_ref().is_none_or(|help| help.starts_with("did you mean"));
+        if problem.message != "is not a setting" || guessed {
+            continue;
+        }
+        let name = problem.path.rsplit('.').next().unwrap_or("");
+        let homes: Vec<String> = schema::KEYS
+            .iter()
+            .filter_map(|key| {
+                let parent = match key.path.strip_suffix(name)? {
+                    "" => None,
+                    parent => Some(parent.strip_suffix('.')?),
+                };
+                Some(match (parent, key.scope) {
+                    (Some(parent), _) => format!("below `{parent}`"),
+                    (None, Scope::Top) => "at the top of the file".to_owned(),
+                    (None, Scope::Policy) => "in `defaults`, an upstream or a route".to_owned(),
+                    (None, Scope::Shared) => "in `defaults` or an upstream".to_owned(),
+                    (None, Scope::Upstream) => "in an upstream".to_owned(),
+                    (None, Scope::Route) => "in a route".to_owned(),
+                })
+            })
+            .collect();
+        if !homes.is_empty() {
+            problem.help = Some(format!("`{name}` belongs {}", homes.join(", or ")));
+        }
+    }
 }
 
 fn build(

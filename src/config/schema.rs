@@ -1,6 +1,9 @@
 //! The keys there are: what each holds, where it may stand, and what may be shown of it. One table, from which the
 //! effective configuration, the reference page and a JSON Schema are made.
 
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
 /// What a key holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -265,5 +268,6 @@ pub const KEYS: &[Key] = &[
 
 /// The key at a path, from where its scope starts.
 pub fn find(path: &str) -> Option<&'static Key> {
-    KEYS.iter().find(|key| key.path == path)
+    static BY_PATH: LazyLock<HashMap<&str, &Key>> = LazyLock::new(|| KEYS.iter().map(|key| (key.path, key)).collect());
+    BY_PATH.get(path).copied()
 }

@@ -12,6 +12,8 @@ use crate::config::{Identity, Tls, host};
 use crate::document::Reader;
 
 type Certificates = Arc<Vec<CertificateDer<'static>>>;
+/// A failure comes with the key whose file is at fault.
+type IdentityResult = Result<Arc<Identity>, (&'static str, Failure)>;
 
 /// Reads TLS blocks, each file once.
 pub(crate) struct Files<'f> {
@@ -22,7 +24,7 @@ pub(crate) struct Files<'f> {
     /// Every file that was named.
     pub(crate) named: Vec<PathBuf>,
     certificates: HashMap<PathBuf, Result<Certificates, Failure>>,
-    identities: HashMap<(PathBuf, PathBuf), Result<Arc<Identity>, (&'static str, Failure)>>,
+    identities: HashMap<(PathBuf, PathBuf), IdentityResult>,
 }
 
 #[derive(Clone)]
@@ -102,7 +104,7 @@ impl<'f> Files<'f> {
         result
     }
 
-    fn identity(&mut self, cert: &Path, key: &Path) -> Result<Arc<Identity>, (&'static str, Failure)> {
+    fn identity(&mut self, cert: &Path, key: &Path) -> IdentityResult {
         let both = (cert.to_owned(), key.to_owned());
         if let Some(known) = self.identities.get(&both) {
             return known.clone();
@@ -112,7 +114,7 @@ impl<'f> Files<'f> {
         result
     }
 
-    fn read_identity(&mut self, cert: &Path, key: &Path) -> Result<Arc<Identity>, (&'static str, Failure)> {
+    fn read_identity(&mut self, cert: &Path, key: &Path) -> IdentityResult {
         let chain = self.certificates(cert).map_err(|failure| ("client_cert", failure))?;
         let bytes = std::fs::read(key).map_err(|error| ("client_key", Failure::Absent(error.to_string())))?;
         let bad_key = |message: &str| ("client_key", Failure::Content(message.to_owned()));

@@ -19,13 +19,15 @@ pub struct Reader<'t> {
     place: Option<Place>,
     /// Keys that were asked for, present or not.
     asked: Vec<&'static str>,
+    /// Keys of a later version: asked for, but not to be proposed.
+    reserved: Vec<&'static str>,
     problems: &'t RefCell<Problems>,
 }
 
 impl<'t> Reader<'t> {
     /// Reads a mapping. Anything else reads as one without keys; whoever makes the reader has noted that.
     pub fn new(node: &'t Node, path: impl Into<String>, problems: &'t RefCell<Problems>) -> Reader<'t> {
-        Reader { node, path: path.into(), place: written(node), asked: Vec::new(), problems }
+        Reader { node, path: path.into(), place: written(node), asked: Vec::new(), reserved: Vec::new(), problems }
     }
 
     /// Whether the key is there and not null (an inherited or built-in value counts).
@@ -243,7 +245,8 @@ impl<'t> Reader<'t> {
             Value::Map(_) => {
                 let place = written(node).or_else(|| self.place.clone());
                 let path = self.path_of(key);
-                let mut inner = Reader { node, path, place, asked: Vec::new(), problems: self.problems };
+                let mut inner =
+                    Reader { node, path, place, asked: Vec::new(), reserved: Vec::new(), problems: self.problems };
                 let value = read(&mut inner);
                 inner.finish();
                 Some(value)
@@ -274,7 +277,7 @@ impl<'t> Reader<'t> {
     /// Keys that a later version will know.
     pub fn reserved(&mut self, keys: &[&'static str]) {
         for key in keys {
-            self.asked.push(key);
+            self.reserved.push(key);
             if let Some(entry) = self.node.entry(key) {
                 let path = self.path_of(key);
                 let help = Some("take it out for now".to_owned());
@@ -318,7 +321,7 @@ impl<'t> Reader<'t> {
             return None;
         }
         let place = written(node).or_else(|| self.place.clone());
-        Some(Reader { node, path, place, asked: Vec::new(), problems: self.problems })
+        Some(Reader { node, path, place, asked: Vec::new(), reserved: Vec::new(), problems: self.problems })
     }
 
     /// Where a key's value stands in the file; the block's place where the file doesn't write it.
@@ -329,7 +332,7 @@ impl<'t> Reader<'t> {
     /// Notes the keys that nobody asked for.
     pub fn finish(self) {
         for entry in self.node.entries() {
-            if self.asked.iter().any(|asked| *asked == &*entry.key) {
+            if self.asked.iter().chain(&self.reserved).any(|asked| *asked == &*entry.key) {
                 continue;
             }
             let mut known: Vec<&str> = self.asked.clone();

@@ -282,12 +282,30 @@ impl Builder<'_> {
         let line = self.text.lines().nth(error.marker().line().saturating_sub(1)).unwrap_or("");
         let help = if line.contains("${") && line.contains(['{', '[']) && info.contains("flow") {
             "inside of `{ }` and `[ ]`, put `${…}` into quotes"
-        } else if info.contains("tab") {
-            "YAML is indented by spaces"
+        } else if info.contains("anchor") {
+            "put a value that starts with `*` or `&` into quotes"
+        } else if line.contains("[::") || line.contains("]:") {
+            "put an IPv6 address into quotes"
         } else {
             "check the indentation, the space after each `:`, and that brackets and quotes are closed"
         };
+        if info.contains("tab")
+            && let Some(place) = self.tab(error.marker().line())
+        {
+            let message = "this is not YAML: a tab can't indent".to_owned();
+            return Stop { place, message, help: Some("YAML is indented by spaces") };
+        }
         self.stop(*error.marker(), format!("this is not YAML: {info}"), Some(help))
+    }
+
+    /// The first tab in the indentation of a line from `line` on: the parser names the end of what stood before it.
+    fn tab(&self, line: usize) -> Option<Place> {
+        let lines = self.text.lines().enumerate().skip(line.saturating_sub(1));
+        let mut indented = lines.filter_map(|(at, text)| {
+            let column = text.chars().take_while(|c| c.is_whitespace()).position(|c| c == '\t')?;
+            Some(Place { file: self.file.clone(), line: at + 1, column: column + 1 })
+        });
+        indented.next()
     }
 
     fn document(&mut self, events: &mut Events<'_>) -> Result<Arc<Node>, Stop> {

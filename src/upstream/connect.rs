@@ -181,10 +181,10 @@ impl Connector {
         stage.store(DIALLING, Ordering::Relaxed);
         let (stream, address) =
             eyeballs::race(&self.dialer, &addresses).await.map_err(|failures| describe(&failures))?;
-        if let (Ok(local), Ok(peer)) = (stream.local_addr(), stream.peer_addr()) {
-            if self.egress.loops(local, peer) {
-                return Err(Error::Loop);
-            }
+        if let (Ok(local), Ok(peer)) = (stream.local_addr(), stream.peer_addr())
+            && self.egress.loops(local, peer)
+        {
+            return Err(Error::Loop);
         }
         let _ = stream.set_nodelay(true);
         let keepalive =

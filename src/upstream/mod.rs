@@ -14,6 +14,8 @@ pub mod request;
 pub mod resolver;
 pub mod route;
 pub mod table;
+#[cfg(test)]
+mod tests;
 pub mod tls;
 pub mod transport;
 pub mod upload;

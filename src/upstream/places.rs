@@ -531,10 +531,10 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
     /// The SETTINGS of a shared connection came, or it takes no streams any more.
     pub(super) fn shared_changed(&mut self, key: &Arc<Key>, now: Instant, fx: &mut Effects<S, M, W>) {
         self.sweep_shared(key, now, fx);
-        if let Some(lane) = self.lanes.get_mut(key) {
-            if let Some(member) = lane.shared.iter().find(|member| member.link.is_settled()) {
-                lane.room = member.link.room();
-            }
+        if let Some(lane) = self.lanes.get_mut(key)
+            && let Some(member) = lane.shared.iter().find(|member| member.link.is_settled())
+        {
+            lane.room = member.link.room();
         }
         self.serve(key, now, fx);
         self.trim(fx);

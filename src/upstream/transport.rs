@@ -137,11 +137,7 @@ impl Transport {
         let settings = self.pool.settings();
         let http1 = head.headers.contains_key(UPGRADE) && settings.connections.http != HttpVersion::Http2;
         let Some(load) = self.pick(attempt) else {
-            if !head.headers.contains_key(HOST) {
-                if let Ok(host) = HeaderValue::try_from(to.origin.authority()) {
-                    request::set_host(head, host);
-                }
-            }
+            host_if_missing(head, &to.origin);
             let server = settings.tls.server_name.clone().unwrap_or_else(|| to.origin.host.clone());
             return (Arc::new(Key { origin: to.origin.clone(), server, http1 }), None);
         };
@@ -150,10 +146,8 @@ impl Transport {
         let by_address = endpoint.key.origin.host.ip().is_some();
         if !by_address || !to.keep_host {
             request::set_host(head, endpoint.host.clone());
-        } else if !head.headers.contains_key(HOST) {
-            if let Ok(host) = HeaderValue::try_from(to.origin.authority()) {
-                request::set_host(head, host);
-            }
+        } else {
+            host_if_missing(head, &to.origin);
         }
         let asked = by_address && to.keep_host && settings.tls.server_name.is_none();
         let key = match (asked, http1) {
@@ -173,6 +167,14 @@ impl Transport {
             1 => Some(self.balance.only()),
             _ => Some(self.balance.pick(attempt.avoid, fastrand::u64(..), Instant::now())),
         }
+    }
+}
+
+fn host_if_missing(head: &mut http::request::Parts, origin: &Origin) {
+    if !head.headers.contains_key(HOST)
+        && let Ok(host) = HeaderValue::try_from(origin.authority())
+    {
+        request::set_host(head, host);
     }
 }
 

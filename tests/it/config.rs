@@ -329,3 +329,30 @@ mod command {
         assert_eq!(report["warnings"][0]["line"], 3);
     }
 }
+
+mod damage {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
+
+        #[test]
+        fn no_damage_to_a_file_makes_loading_or_showing_panic(
+            edits in prop::collection::vec((any::<prop::sample::Index>(), 0usize..6, "[\\[\\]{}:,&*!|>'\"#%@`$ \\t\\n\\r~a0\u{e9}\u{feff}\u{0}-]{0,5}"), 1..6),
+        ) {
+            let mut text: Vec<char> = include_str!("../config/valid/everything.yaml").chars().collect();
+            for (at, cut, insert) in edits {
+                let at = at.index(text.len());
+                let end = (at + cut).min(text.len());
+                text.splice(at..end, insert.chars());
+            }
+            let text: String = text.into_iter().collect();
+            let loaded = load(&text);
+            prop_assert!(loaded.config.is_some() == loaded.problems.errors.is_empty());
+            loaded.problems.render(&loaded.text, Path::new("f.yaml"));
+            prop_assert!(loaded.problems.errors.iter().all(|problem| problem.place.is_some()), "{:?}", loaded.problems.errors);
+        }
+    }
+}
