@@ -29,8 +29,7 @@ impl Egress {
         if exempt {
             return Ok(());
         }
-        match self.deny.judge(address.ip()) {
-            Some(_) if allow.judge(address.ip()).is_some() => Ok(()),
+        match self.deny.forbids(address.ip(), allow) {
             Some(rule) => Err(Error::Denied(Denial::Address(address.ip(), rule.clone()))),
             None => Ok(()),
         }
