@@ -895,7 +895,7 @@ mod tests {
         let first = story.shared(&a, 1, 3);
         assert_eq!(story.granted(), [(0, 1), (1, 1), (2, 1)]);
         story.places.shared_changed(&a, story.now, &mut story.fx);
-        assert_eq!(story.dials(), 1, "the room of a connection was not known before");
+        assert_eq!(story.dials(), 2, "four who wait, three to a connection");
         first.0.closed.set(true);
         for _ in 0..3 {
             let now = story.now;
