@@ -1,5 +1,5 @@
 //! The pool's decisions, without sockets, tasks or locks: who gets which connection, when one is dialled, which one is
-//! closed. Time is passed in; what is to be done about a decision comes out as [`Effects`].
+//! closed. Time is passed in; what is to be done about a decision comes out as `Effects`.
 //!
 //! An upstream has `connections.max` places. A connection takes one from the start of its dial until it is closed; a request
 //! that finds no connection waits in its lane (the connections to one origin), and all lanes wait for places in the order in
