@@ -12,7 +12,7 @@ use crate::address::AddressSet;
 use crate::config::{self, HttpVersion};
 use crate::error::{ConnectFailure, Error, Result, Sent};
 use crate::message::{Attempt, Phase};
-use crate::origin::{Host, Origin, parse_authority};
+use crate::origin::{Host, Origin, Scheme, parse_authority};
 use crate::policy::body::AttemptBody;
 use crate::policy::{self, Destination};
 use crate::telemetry::report::UpstreamReport;
@@ -149,7 +149,11 @@ impl Transport {
         } else {
             host_if_missing(head, &to.origin);
         }
-        let asked = by_address && to.keep_host && settings.tls.server_name.is_none();
+        // Without TLS no name is verified, and connections serve every Host.
+        let asked = by_address
+            && to.keep_host
+            && settings.tls.server_name.is_none()
+            && endpoint.key.origin.scheme == Scheme::Https;
         let key = match (asked, http1) {
             (false, false) => endpoint.key.clone(),
             (false, true) => Arc::new(Key { http1, ..(*endpoint.key).clone() }),
