@@ -82,11 +82,13 @@ impl Policies {
         let deadline = Deadline::new(&self.settings.timeouts, &no_headers, false);
         let mut attempts = 0;
         let mut failed: Option<Error> = None;
+        let mut again = None;
         loop {
             let admission = match self.admit(&no_headers, exchange, deadline, false).await {
                 Ok(admission) => admission,
                 Err(refusal) => return Err(self.refuse(refusal, failed.take(), exchange)),
             };
+            again.take().into_iter().for_each(|reason| self.upstream.retried(reason));
             self.deposit(attempts);
             attempts += 1;
             exchange.attempts.store(attempts, Ordering::Relaxed);
@@ -108,8 +110,8 @@ impl Policies {
                 None => return Err(error),
                 Some((wait, reason)) => {
                     failed = Some(error);
+                    again = Some(reason);
                     self.back_off(wait, exchange).await;
-                    self.upstream.retried(reason);
                 }
             }
         }
@@ -119,6 +121,7 @@ impl Policies {
     async fn repeat<T: Transport>(&self, call: &mut Call<'_, T>) -> Result<http::Response<Carry<T::Body>>> {
         let mut attempts = 0;
         let mut last: Option<Result<http::Response<Carry<T::Body>>>> = None;
+        let mut again = None;
         loop {
             let admission = match self.admit(&call.head.headers, call.exchange, call.deadline, true).await {
                 Ok(admission) => admission,
@@ -126,6 +129,7 @@ impl Policies {
             };
             // An answer too long to be kept would hold its connection while the retry waits for one.
             let last_kept = last.take().filter(|last| last.as_ref().map_or(true, |answer| answer.body().is_kept()));
+            again.take().into_iter().for_each(|reason| self.upstream.retried(reason));
             self.deposit(attempts);
             attempts += 1;
             call.exchange.attempts.store(attempts, Ordering::Relaxed);
@@ -144,11 +148,11 @@ impl Policies {
                 Err(error) => Outcome::Failure(error),
             };
             let replayable = call.body.as_ref().is_none_or(Replay::replayable);
-            let again =
+            let decision =
                 self.decide(outcome, attempts, call.repeatable, replayable, asked, call.deadline, call.exchange);
-            let Some((wait, reason)) = again else { return result };
+            let Some((wait, reason)) = decision else { return result };
             last = Some(self.hold(result, wait, call.exchange).await);
-            self.upstream.retried(reason);
+            again = Some(reason);
         }
     }
 
