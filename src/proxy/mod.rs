@@ -181,7 +181,11 @@ async fn exchange(
     let app = hyper::upgrade::on(&mut request);
 
     let (mut head, body) = request.into_parts();
-    let body = if body.is_end_stream() { AppBody::Empty } else { AppBody::Incoming(body) };
+    let body = match version {
+        _ if body.is_end_stream() => AppBody::Empty,
+        Version::HTTP_2 => AppBody::Stream(body),
+        _ => AppBody::Incoming(body),
+    };
     headers::remove_hop_by_hop(&mut head.headers, upgrade, idempotency_headers(upstream));
     if target.form == Form::Absolute || version == Version::HTTP_2 {
         head.headers.insert(header::HOST, target::host_value(&target));
