@@ -42,13 +42,13 @@ impl Policies {
     ///
     /// # Errors
     /// What happened instead of an answer. `exchange` says how many attempts there were and why no other was made.
-    pub async fn request<T: Transport>(
-        &self,
-        outbound: Outbound,
-        transport: &T,
-        exchange: &Arc<Exchange>,
-    ) -> Result<http::Response<Carry<T::Body>>> {
-        let Outbound { mut head, body, origin, keep_host, expect_continue } = outbound;
+    pub fn request<'a, T: Transport>(
+        &'a self,
+        outbound: Box<Outbound>,
+        transport: &'a T,
+        exchange: &'a Arc<Exchange>,
+    ) -> impl Future<Output = Result<http::Response<Carry<T::Body>>>> + Send + use<'a, T> {
+        let Outbound { mut head, body, origin, keep_host, expect_continue } = *outbound;
         if let Some(retry) = &self.retry {
             retry.settings.add_key(&head.method, &mut head.headers);
         }
@@ -67,11 +67,13 @@ impl Policies {
             expect_continue,
             endpoint: None,
         };
-        let result = self.repeat(&mut call).await;
-        if let Some(body) = &call.body {
-            body.release();
+        async move {
+            let result = self.repeat(&mut call).await;
+            if let Some(body) = &call.body {
+                body.release();
+            }
+            result
         }
-        result
     }
 
     /// Makes the connection of a tunnel: deadline, connection retries, breaker, a token, but no slot.
