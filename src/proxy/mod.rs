@@ -312,7 +312,8 @@ fn answered(
     let mut body = ResponseBody::upstream(body, record);
     if asked.head || bare {
         body = body.without_content(asked.http1 && bare && !asked.head && has_length);
-    } else if let Some(link) = connection.link.as_ref().filter(|_| old && !has_length) {
+    } else if let Some(link) = connection.link.as_ref().filter(|_| old || has_length) {
+        // Many clients don't count what they got (urllib, HttpURLConnection). Chunks say by themselves where they end.
         body = body.reset_if_broken(link);
     }
     Response::from_parts(head, body)
