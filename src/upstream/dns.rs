@@ -1,5 +1,5 @@
 //! Names to addresses: one look-up at a time for each name, answers kept as long as the `dns` block says, and the last
-//! good one used for a while when look-ups fail. The look-up itself is behind [`Lookup`].
+//! good one used for a while when look-ups fail. The look-up itself is behind the trait `Lookup`.
 
 use std::collections::HashMap;
 use std::fmt;

@@ -1,4 +1,4 @@
-//! The pool of one upstream: [`Places`] decides, this carries out: dials as tasks, waiting requests, closing, and the sweep
+//! The pool of one upstream: `Places` decides, this carries out: dials as tasks, waiting requests, closing, and the sweep
 //! of what idled too long.
 
 use std::future::poll_fn;
@@ -75,16 +75,18 @@ impl Pool {
         report: Arc<UpstreamReport>,
     ) -> Result<Arc<Pool>, String> {
         let tls = Tls::new(settings.tls.clone(), settings.connections.http, connector.roots().clone());
-        // What the operator wrote is checked now; system roots of others are loaded with the first https connection.
-        let written = settings.tls.roots.is_some() || settings.tls.identity.is_some();
-        if settings.to.iter().any(|origin| origin.scheme == Scheme::Https) || written && settings.tls.roots.is_some() {
+        // What the operator wrote is checked now; system roots for other hosts are loaded with the first https connection.
+        let https = settings.to.iter().any(|origin| origin.scheme == Scheme::Https);
+        if https || settings.tls.roots.is_some() {
             tls.config(false)?;
         }
         let limits = Limits {
             max: settings.connections.max.get() as usize,
             max_idle: settings.connections.max_idle.get() as usize,
             idle_timeout: settings.connections.idle_timeout,
-            keep_lanes: !settings.to.is_empty() && settings.to.iter().all(|origin| origin.host.ip().is_none()),
+            // With an address and TLS there is a lane for each name that apps ask for.
+            keep_lanes: !settings.to.is_empty()
+                && settings.to.iter().all(|origin| origin.host.ip().is_none() || origin.scheme == Scheme::Http),
         };
         let head = HeadLimits {
             bytes: usize::try_from(settings.max_header_bytes).unwrap_or(usize::MAX).max(1),

@@ -474,3 +474,28 @@ async fn a_retry_goes_to_another_endpoint_and_a_failed_one_is_avoided() {
         fetch(&transport).await.unwrap();
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn no_place_is_lost_when_requests_are_given_up_at_any_moment() {
+    let server = Server::answering(OK).await;
+    let mut settings = settings(&[http(server.address)]);
+    settings.connections.max = NonZeroU32::new(4).unwrap();
+    let transport = transport(settings);
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..600_u64 {
+        let transport = transport.clone();
+        tasks.spawn(async move {
+            if number.is_multiple_of(3) {
+                let _ = tokio::time::timeout(Duration::from_micros(number * 7 % 3000), fetch(&transport)).await;
+            } else {
+                assert_eq!(fetch(&transport).await.unwrap(), "ok");
+            }
+        });
+    }
+    tasks.join_all().await;
+    until(|| transport.counts().active == 0 && transport.counts().connecting == 0).await;
+    assert!(transport.counts().idle <= 4);
+    for _ in 0..10 {
+        fetch(&transport).await.unwrap();
+    }
+}

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::Request;
 use http::header::{HOST, HeaderValue, UPGRADE};
+use http::{Request, Version};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
@@ -12,7 +12,7 @@ use crate::address::AddressSet;
 use crate::config::{self, HttpVersion};
 use crate::error::{ConnectFailure, Error, Result, Sent};
 use crate::message::{Attempt, Phase};
-use crate::origin::{Host, Origin, parse_authority};
+use crate::origin::{Host, Origin, Scheme, parse_authority};
 use crate::policy::body::AttemptBody;
 use crate::policy::{self, Destination};
 use crate::telemetry::report::UpstreamReport;
@@ -149,7 +149,11 @@ impl Transport {
         } else {
             host_if_missing(head, &to.origin);
         }
-        let asked = by_address && to.keep_host && settings.tls.server_name.is_none();
+        // Without TLS no name is verified, and connections serve every Host.
+        let asked = by_address
+            && to.keep_host
+            && settings.tls.server_name.is_none()
+            && endpoint.key.origin.scheme == Scheme::Https;
         let key = match (asked, http1) {
             (false, false) => endpoint.key.clone(),
             (false, true) => Arc::new(Key { http1, ..(*endpoint.key).clone() }),
@@ -230,6 +234,7 @@ impl policy::Transport for Transport {
                     }
                     let (mut head, incoming) = response.into_parts();
                     let fields = self.pool.settings().max_headers as usize;
+                    let http2 = head.version == Version::HTTP_2;
                     if let Err(wrong) = answer::check(&mut head, asked_to_upgrade, fields) {
                         if let Some(upload) = &upload {
                             upload.cancel();
@@ -237,7 +242,7 @@ impl policy::Transport for Transport {
                         return Err(Error::BadAnswer(wrong));
                     }
                     let upgraded = head.status == http::StatusCode::SWITCHING_PROTOCOLS;
-                    let body = UpstreamBody::new(incoming, lease, upload, load, upgraded);
+                    let body = UpstreamBody::new(incoming, lease, upload, load, upgraded, http2);
                     return Ok(http::Response::from_parts(head, body));
                 }
                 Err(Unanswered::Unsent(unsent, detail)) => {
