@@ -199,6 +199,9 @@ fn prepare(
         return Err(Error::BadRequest("extended CONNECT is not supported"));
     }
     let version = request.version();
+    if version == Version::HTTP_2 {
+        headers::check_http2(request.headers())?;
+    }
     let target = target::read(request.method(), request.uri(), version, request.headers())?;
     record.asked(target.clone());
     let way = route(connection, table, &target)?;
