@@ -205,13 +205,15 @@ impl Policies {
         let began = Instant::now();
         let until = deadline.at(exchange, began);
         if let Some(rate_limit) = &self.rate_limit {
-            let (bucket, max_wait) = rate_limit.bucket(headers, began);
+            let (bucket, max_wait) = rate_limit.bucket(headers, began, || self.upstream.bucket_forgotten());
+            let _queued = self.upstream.queued();
             let result = bucket.acquire(max_wait, until).await;
             self.upstream.token_waited(began.elapsed());
             result.inspect_err(|_| Exchange::add(&exchange.waited, began.elapsed()))?;
             admission.bucket = Some(bucket);
         }
         if let Some(concurrency) = self.concurrency.as_ref().filter(|_| with_slot) {
+            let _queued = self.upstream.queued();
             let result = concurrency.acquire(until).await;
             admission.slot = Some(result.inspect_err(|_| Exchange::add(&exchange.waited, began.elapsed()))?);
         }
