@@ -238,20 +238,7 @@ pub struct Route {
     /// Its policies, merged over the upstream's.
     pub policies: policies::Settings,
     /// Which blocks the route wrote itself, so that their state is its own.
-    pub own: OwnState,
-}
-
-/// Which blocks a route writes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct OwnState {
-    /// `circuit_breaker`
-    pub breaker: bool,
-    /// `rate_limit`
-    pub rate_limit: bool,
-    /// `concurrency`
-    pub concurrency: bool,
-    /// `retry.budget`
-    pub budget: bool,
+    pub own: policies::OwnState,
 }
 
 /// `match`

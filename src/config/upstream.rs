@@ -10,8 +10,8 @@ use crate::address::{AddressRule, AddressSet};
 use crate::config::layers::Layers;
 use crate::config::tls::Files;
 use crate::config::{
-    Connect, Connections, HostPattern, HttpVersion, Match, OwnState, PathMatch, Route, Tls, Unmatched, Upstream,
-    UpstreamScheme, checks, host, schema,
+    Connect, Connections, HostPattern, HttpVersion, Match, PathMatch, Route, Tls, Unmatched, Upstream, UpstreamScheme,
+    checks, host, schema,
 };
 use crate::document::read::written;
 use crate::document::tree::Node;
@@ -220,7 +220,7 @@ fn route(
     // There is no budget of the upstream's to share where its retries or its budget are off.
     let nothing_to_share = upstream.at(&["retry", "budget"]).is_none_or(Node::is_off);
     let has_budget = policies.retry.as_ref().is_some_and(|retry: &retry::Settings| retry.budget.is_some());
-    let own = OwnState {
+    let own = policies::OwnState {
         breaker: item.get("circuit_breaker").is_some(),
         rate_limit: item.get("rate_limit").is_some(),
         concurrency: item.get("concurrency").is_some(),

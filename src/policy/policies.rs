@@ -6,7 +6,6 @@ use std::time::Duration;
 use http::HeaderName;
 use tokio::time::Instant;
 
-use crate::config::OwnState;
 use crate::document::Reader;
 use crate::policy::breaker::{Breaker, Override};
 use crate::policy::budget::Budget;
@@ -61,6 +60,19 @@ pub struct Policies {
     pub(super) replay: Arc<ReplayMemory>,
     pub(super) upstream: Arc<UpstreamReport>,
     pub(super) lane: Arc<LaneReport>,
+}
+
+/// Which blocks a route writes itself, so that their state is its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OwnState {
+    /// `circuit_breaker`
+    pub breaker: bool,
+    /// `rate_limit`
+    pub rate_limit: bool,
+    /// `concurrency`
+    pub concurrency: bool,
+    /// `retry.budget`
+    pub budget: bool,
 }
 
 /// What a lane's state comes from, when a configuration is made live.

@@ -230,6 +230,11 @@ impl Bucket {
         *inner = fresh;
     }
 
+    /// Takes a token where one is there and nobody waits for it.
+    pub fn try_acquire(&self, now: Instant) -> bool {
+        self.waiting() == 0 && self.take(now).is_ok()
+    }
+
     /// Takes a token, waiting for it as long as `max_wait` and `deadline` allow. A wait that is known to be in vain is not
     /// begun.
     ///

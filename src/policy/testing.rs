@@ -10,14 +10,13 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use tokio::time::Instant;
 
-use crate::config::OwnState;
 use crate::error::{ConnectFailure, Error, Result, Sent};
 use crate::message::{AppBody, Attempt, Exchange, Outbound, Phase};
 use crate::origin::{Host, Origin, Scheme};
 use crate::policy::body::AttemptBody;
 use crate::policy::carry::Carry;
 use crate::policy::classify::Events;
-use crate::policy::policies::{Heritage, Policies, Settings};
+use crate::policy::policies::{Heritage, OwnState, Policies, Settings};
 use crate::policy::replay::ReplayMemory;
 use crate::policy::{Destination, Transport, backoff, breaker, budget, retry, timeout};
 use crate::telemetry::report::{LaneReport, UpstreamReport};
@@ -233,7 +232,7 @@ impl Bench {
         };
         let start = Instant::now();
         let exchange = Exchange::new(start);
-        let result = self.policies.request(outbound, &*self.script, &exchange).await;
+        let result = self.policies.request(Box::new(outbound), &*self.script, &exchange).await;
         Got { result, exchange, took: start.elapsed() }
     }
 }

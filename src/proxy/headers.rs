@@ -134,9 +134,9 @@ fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item =
     headers
         .get_all(name)
         .into_iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(str::trim)
+        .flat_map(|value| value.as_bytes().split(|&b| b == b','))
+        // What is no text is no token either; those beside it are.
+        .filter_map(|token| std::str::from_utf8(token.trim_ascii()).ok())
         .filter(|token| !token.is_empty())
 }
 
@@ -257,6 +257,14 @@ mod tests {
         headers.insert(header::CONNECTION, HeaderValue::from_static(names));
         remove_hop_by_hop(&mut headers, false, &[HeaderName::from_static("x-request-key")]);
         assert_eq!(list(&headers), fields);
+    }
+
+    #[test]
+    fn what_connection_names_beside_odd_bytes_is_removed() {
+        let mut headers = map(&[("x-drop", "1"), ("x-keep", "2")]);
+        headers.insert(header::CONNECTION, HeaderValue::from_bytes(b"caf\xe9, x-drop").unwrap());
+        remove_hop_by_hop(&mut headers, false, &[]);
+        assert_eq!(headers.keys().collect::<Vec<_>>(), ["x-keep"]);
     }
 
     #[test]

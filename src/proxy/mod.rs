@@ -14,6 +14,7 @@ pub(crate) mod unwind;
 pub(crate) mod upgrade;
 
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -39,9 +40,9 @@ use crate::shared::Shared;
 use crate::shutdown::Drain;
 use crate::telemetry::access::AccessLog;
 use crate::telemetry::metrics::{Limit, Metrics};
-use crate::upstream::Upstream;
 use crate::upstream::table::Table;
 use crate::upstream::transport::UpstreamBody;
+use crate::upstream::{Lane, Upstream};
 
 /// What every listener of apps shares.
 pub struct Proxy {
@@ -112,8 +113,11 @@ struct Way {
     keep_host: bool,
 }
 
-/// One request and its answer.
-pub(crate) async fn serve(connection: Arc<Connection>, request: Request<Incoming>) -> Response<ResponseBody> {
+/// One request and its answer. What needs no waiting is done before the future is made, which so holds little.
+pub(crate) fn serve(
+    connection: Arc<Connection>,
+    request: Request<Incoming>,
+) -> impl Future<Output = Response<ResponseBody>> + Send {
     let table = connection.proxy.table.load();
     let trace = headers::trace_id(request.headers()).unwrap_or_else(|| fastrand::u128(1..));
     let mut record = Box::new(Record::new(&connection.proxy, &table, request.method(), request.uri(), trace));
@@ -123,30 +127,66 @@ pub(crate) async fn serve(connection: Arc<Connection>, request: Request<Incoming
         http1: request.version() != Version::HTTP_2,
     };
     let old = request.version() == Version::HTTP_10;
-    let result = {
-        let exchange = pin!(exchange(&connection, &table, request, trace, &mut record));
-        CatchUnwind(exchange).await.unwrap_or(Err(Error::Panic))
-    };
-    let mut response = match result {
-        Ok(Outcome::Answer(response)) => answered(&connection, response, asked, old, record),
-        Ok(Outcome::Upgrade(response, app)) => return upgraded(&connection, response, app, record),
-        Ok(Outcome::Tunnel(stream, app)) => return tunnelled(&connection, stream, app, record),
-        Err(error) => refused(&connection, error, asked, record),
-    };
-    if asked.http1 && connection.proxy.drain.begun.is_cancelled() {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    let step = catch_unwind(AssertUnwindSafe(|| prepare(&connection, &table, request, trace, &mut record)));
+    let step = step.unwrap_or(Err(Error::Panic));
+    async move {
+        let result = match step {
+            Ok(step) => {
+                let step = pin!(step.run(&record));
+                CatchUnwind(step).await.unwrap_or(Err(Error::Panic))
+            }
+            Err(error) => Err(error),
+        };
+        let mut response = match result {
+            Ok(Outcome::Answer(response)) => answered(&connection, response, asked, old, record),
+            Ok(Outcome::Upgrade(response, app)) => return upgraded(&connection, response, app, record),
+            Ok(Outcome::Tunnel(stream, app)) => return tunnelled(&connection, stream, app, record),
+            Err(error) => refused(&connection, error, asked, record),
+        };
+        if asked.http1 && connection.proxy.drain.begun.is_cancelled() {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
     }
-    response
 }
 
-/// From the request's head to the upstream's.
-async fn exchange(
+/// What a request asks of its upstream.
+enum Step {
+    Tunnel { upstream: Arc<Upstream>, origin: Origin, app: OnUpgrade },
+    Request { upstream: Arc<Upstream>, lane: Arc<Lane>, outbound: Box<Outbound>, app: OnUpgrade, upgrade: bool },
+}
+
+impl Step {
+    /// Asks it, by the policies.
+    async fn run(self, record: &Record) -> Result<Outcome> {
+        match self {
+            Step::Tunnel { upstream, origin, app } => {
+                let stream = Box::pin(tunnel::connect(&upstream, origin, record)).await?;
+                Ok(Outcome::Tunnel(stream, app))
+            }
+            Step::Request { upstream, lane, outbound, app, upgrade } => {
+                let mut response = lane.policies.request(outbound, &*upstream.transport, &record.exchange).await?;
+                if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                    return Ok(Outcome::Answer(response));
+                }
+                if !upgrade {
+                    return Err(Error::BadAnswer("it switched protocols without being asked".into()));
+                }
+                headers::remove_hop_by_hop(response.headers_mut(), true, &[]);
+                Ok(Outcome::Upgrade(response, app))
+            }
+        }
+    }
+}
+
+/// From the app's head to what is asked of the upstream.
+fn prepare(
     connection: &Connection,
     table: &Table,
     mut request: Request<Incoming>,
     trace: u128,
     record: &mut Record,
-) -> Result<Outcome> {
+) -> Result<Step> {
     if let Some(refusal) = connection.link.as_ref().and_then(|link| link.refusal(request.method())) {
         if let Some(limit) = over(&refusal) {
             connection.proxy.metrics.limit_refused(limit);
@@ -171,8 +211,8 @@ async fn exchange(
     if target.form == Form::Authority {
         record.routed(upstream, &upstream.lane);
         tunnel::check(&table.config, upstream, &target)?;
-        let stream = tunnel::connect(upstream, &target, record).await?;
-        return Ok(Outcome::Tunnel(stream, hyper::upgrade::on(&mut request)));
+        let app = hyper::upgrade::on(&mut request);
+        return Ok(Step::Tunnel { origin: tunnel::origin(&target), upstream: way.upstream, app });
     }
 
     let lane = Arc::clone(upstream.lane(request.method(), request.uri().path()));
@@ -185,7 +225,11 @@ async fn exchange(
     let app = hyper::upgrade::on(&mut request);
 
     let (mut head, body) = request.into_parts();
-    let body = if body.is_end_stream() { AppBody::Empty } else { AppBody::Incoming(body) };
+    let body = match version {
+        _ if body.is_end_stream() => AppBody::Empty,
+        Version::HTTP_2 => AppBody::Stream(body),
+        _ => AppBody::Incoming(body),
+    };
     headers::remove_hop_by_hop(&mut head.headers, upgrade, lane.policies.idempotency_headers());
     if target.form == Form::Absolute || version == Version::HTTP_2 {
         head.headers.insert(header::HOST, target::host_value(&target));
@@ -197,16 +241,7 @@ async fn exchange(
     head.version = Version::HTTP_11;
     let expect_continue = expect && !matches!(body, AppBody::Empty);
     let outbound = Outbound { head, body, origin: way.origin, keep_host: way.keep_host, expect_continue };
-
-    let mut response = lane.policies.request(outbound, &*upstream.transport, &record.exchange).await?;
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        if !upgrade {
-            return Err(Error::BadAnswer("it switched protocols without being asked".into()));
-        }
-        headers::remove_hop_by_hop(response.headers_mut(), true, &[]);
-        return Ok(Outcome::Upgrade(response, app));
-    }
-    Ok(Outcome::Answer(response))
+    Ok(Step::Request { upstream: way.upstream, lane, outbound: Box::new(outbound), app, upgrade })
 }
 
 /// Which upstream a request is for.

@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use crate::config;
 use crate::origin::{Host, Origin, Scheme};
-use crate::policy::policies::Policies;
+use crate::policy::policies::{OwnState, Policies};
 use crate::telemetry::report::{LaneReport, UpstreamReport};
 use crate::upstream::transport::Transport;
 
@@ -49,7 +49,7 @@ pub struct Lane {
     /// The route's name; empty for the upstream's own.
     pub route: Arc<str>,
     /// Which states are its own; all of them for the upstream's own lane.
-    pub own: config::OwnState,
+    pub own: OwnState,
     /// The policies.
     pub policies: Policies,
     /// Their counters.

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::address::AddressSet;
-use crate::config::{self, Config, OwnState};
+use crate::config::{self, Config};
 use crate::origin::Host;
-use crate::policy::policies::{self, Heritage, Policies};
+use crate::policy::policies::{self, Heritage, OwnState, Policies};
 use crate::policy::replay::ReplayMemory;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::connect::Connector;

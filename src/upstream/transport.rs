@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::Request;
 use http::header::{HOST, HeaderValue, UPGRADE};
+use http::{Request, Version};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
@@ -234,6 +234,7 @@ impl policy::Transport for Transport {
                     }
                     let (mut head, incoming) = response.into_parts();
                     let fields = self.pool.settings().max_headers as usize;
+                    let http2 = head.version == Version::HTTP_2;
                     if let Err(wrong) = answer::check(&mut head, asked_to_upgrade, fields) {
                         if let Some(upload) = &upload {
                             upload.cancel();
@@ -241,7 +242,7 @@ impl policy::Transport for Transport {
                         return Err(Error::BadAnswer(wrong));
                     }
                     let upgraded = head.status == http::StatusCode::SWITCHING_PROTOCOLS;
-                    let body = UpstreamBody::new(incoming, lease, upload, load, upgraded);
+                    let body = UpstreamBody::new(incoming, lease, upload, load, upgraded, http2);
                     return Ok(http::Response::from_parts(head, body));
                 }
                 Err(Unanswered::Unsent(unsent, detail)) => {
