@@ -368,7 +368,7 @@ impl fmt::Display for Error {
             Error::HeadersTooLarge(HeadBound::Fields) => {
                 f.write_str("the request head has too many fields (limits.max_headers)")
             }
-            Error::AppSilent => f.write_str("the app stopped sending its request body (timeouts.idle)"),
+            Error::AppSilent => f.write_str("the app stopped sending its request (limits.header_timeout for its head, timeouts.idle for its body)"),
             Error::AppGone => f.write_str("the app hung up before it had its answer"),
             Error::Loop => f.write_str("the request leads back to Outrigger itself"),
             Error::Denied(Denial::Unmatched) => f.write_str(
