@@ -61,7 +61,7 @@ pub fn load(path: &Path, options: Options) -> std::io::Result<Loaded> {
             let column = valid.rsplit('\n').next().unwrap_or("").chars().count() + 1;
             let place = Place { file: Arc::new(path.to_owned()), line, column };
             problems.error(Some(place), "", "this is not UTF-8 text", Some("save the file as UTF-8"));
-            Ok(Loaded { config: None, problems, text: String::new() })
+            Ok(Loaded { config: None, problems, text: masked(&String::from_utf8_lossy(error.as_bytes())) })
         }
     }
 }

@@ -284,6 +284,10 @@ impl Builder<'_> {
             "inside of `{ }` and `[ ]`, put `${…}` into quotes"
         } else if info.contains("anchor") {
             "put a value that starts with `*` or `&` into quotes"
+        } else if info.contains("unexpected character") {
+            "put a value that starts with `@`, a backtick or `%` into quotes"
+        } else if info.contains("YAML whitespace") && line.contains('\t') {
+            "write a space after the `:`, not a tab"
         } else if line.contains("[::") || line.contains("]:") {
             "put an IPv6 address into quotes"
         } else {
@@ -387,7 +391,10 @@ impl Builder<'_> {
             self.problems.error(
                 Some(place.clone()),
                 "",
-                format!("the tag `{tag}` is not supported"),
+                format!(
+                    "the tag `{}` is not supported",
+                    if tag.is_yaml_core_schema() { format!("!!{}", tag.suffix) } else { tag.to_string() }
+                ),
                 Some("leave the tag out"),
             );
         }
