@@ -12,7 +12,8 @@ use crate::config::tls::Files;
 use crate::config::upstream::{self, Seen};
 use crate::config::{Config, checks, effective, global, schema};
 use crate::document::expand::{self, Sources};
-use crate::document::tree::{Layer, MAX_BYTES, Node};
+use crate::document::parse::MAX_BYTES;
+use crate::document::tree::{Layer, Node};
 use crate::document::{Place, Problem, Problems, Reader};
 use crate::units::show_size;
 
