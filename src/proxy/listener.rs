@@ -234,7 +234,8 @@ where
         .auto_date_header(false)
         .max_concurrent_streams(256)
         .initial_stream_window_size(256 * 1024)
-        .initial_connection_window_size(1024 * 1024)
+        // Uploads that an upstream doesn't take must not stop the others: room for a whole window of many streams.
+        .initial_connection_window_size(16 * 1024 * 1024)
         .max_send_buf_size(64 * 1024)
         .max_pending_accept_reset_streams(20)
         .max_local_error_reset_streams(128)

@@ -22,8 +22,9 @@ use crate::upstream::upload::SendBody;
 /// Read buffer of an HTTP/1.1 connection. hyper's own default grows to 400 KiB and keeps it while the connection idles.
 const BUFFER: usize = 32 * 1024;
 
-/// Windows of an HTTP/2 connection and of one of its streams.
-const CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// Windows of an HTTP/2 connection and of one of its streams. What apps leave unread takes from both: the connection's is
+/// large, so that a few apps that stopped reading don't stop the answers of all others.
+const CONNECTION_WINDOW: u32 = 16 * 1024 * 1024;
 const STREAM_WINDOW: u32 = 256 * 1024;
 
 /// While an HTTP/2 connection carries a request, a PING goes out after this silence…

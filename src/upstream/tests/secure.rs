@@ -311,3 +311,20 @@ async fn an_answer_is_complete_only_behind_the_end_of_its_stream() {
     let error = fetch(&transport).await.unwrap_err();
     assert!(matches!(error, Error::Reset { answer_began: true, .. }), "{error:?}");
 }
+
+#[tokio::test]
+async fn answers_that_nobody_reads_do_not_stop_the_others_on_their_connection() {
+    let ours = Authority::new();
+    let server = http2(ours.acceptor(&["localhost"], None, &["h2"]), 100, |_, _| async move {
+        http::Response::new(Full::from(vec![b'x'; 1024 * 1024]))
+    })
+    .await;
+    let transport = transport(ours.settings(&server));
+    let mut unread = Vec::new();
+    for _ in 0..20 {
+        unread.push(send(&transport, get(), AttemptBody::empty(), &attempt()).await.unwrap());
+    }
+    let body = tokio::time::timeout(Duration::from_secs(20), fetch(&transport)).await.unwrap().unwrap();
+    assert_eq!(body.len(), 1024 * 1024);
+    assert_eq!(server.count(), 1);
+}
