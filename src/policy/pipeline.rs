@@ -7,6 +7,8 @@
 //! cross the layers: the deadline bounds every wait, admission is checked again just before sending, and a retry
 //! that is refused hands back the answer before it.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -167,7 +169,7 @@ impl Policies {
         if let Ok(answer) = &mut result {
             answer.body_mut().give_slot_back();
             let kept = answer.body_mut().keep();
-            let mut back_off = std::pin::pin!(back_off);
+            let mut back_off = pin!(back_off);
             tokio::select! {
                 biased;
                 () = kept => back_off.await,
@@ -206,13 +208,13 @@ impl Policies {
         let until = deadline.at(exchange, began);
         if let Some(rate_limit) = &self.rate_limit {
             let (bucket, max_wait) = rate_limit.bucket(headers, began);
-            let result = bucket.acquire(max_wait, until).await;
+            let result = self.in_line(bucket.acquire(max_wait, until)).await;
             self.upstream.token_waited(began.elapsed());
             result.inspect_err(|_| Exchange::add(&exchange.waited, began.elapsed()))?;
             admission.bucket = Some(bucket);
         }
         if let Some(concurrency) = self.concurrency.as_ref().filter(|_| with_slot) {
-            let result = concurrency.acquire(until).await;
+            let result = self.in_line(concurrency.acquire(until)).await;
             admission.slot = Some(result.inspect_err(|_| Exchange::add(&exchange.waited, began.elapsed()))?);
         }
         let now = Instant::now();
@@ -223,6 +225,20 @@ impl Policies {
         }
         admission.check(now)?;
         Ok(admission)
+    }
+
+    /// Counts the attempt as queued while it waits.
+    async fn in_line<R>(&self, wait: impl Future<Output = R>) -> R {
+        let mut wait = pin!(wait);
+        let mut queued = None;
+        poll_fn(|cx| {
+            let polled = wait.as_mut().poll(cx);
+            if polled.is_pending() {
+                queued.get_or_insert_with(|| self.upstream.queued());
+            }
+            polled
+        })
+        .await
     }
 
     /// Whether to send again, and after how long. Says why not where a retry was wanted.
