@@ -34,8 +34,10 @@ pub struct Outbound {
 pub enum AppBody {
     /// No body at all.
     Empty,
-    /// Streamed by hyper's server.
+    /// Streamed by hyper's server over HTTP/1.
     Incoming(Incoming),
+    /// Streamed by hyper's server over HTTP/2, where the end of a stream says whether it is complete.
+    Stream(Incoming),
     /// Anything else, in tests.
     Boxed(UnsyncBoxBody<Bytes, Error>),
 }
@@ -49,6 +51,11 @@ impl Body for AppBody {
         match self.get_mut() {
             AppBody::Empty => Poll::Ready(None),
             AppBody::Incoming(body) => Pin::new(body).poll_frame(cx).map_err(|_| Error::AppGone),
+            AppBody::Stream(body) => match Pin::new(&mut *body).poll_frame(cx) {
+                // hyper takes a reset without an error for the end. It is one only behind END_STREAM.
+                Poll::Ready(None) if !body.is_end_stream() => Poll::Ready(Some(Err(Error::AppGone))),
+                polled => polled.map_err(|_| Error::AppGone),
+            },
             AppBody::Boxed(body) => Pin::new(body).poll_frame(cx),
         }
     }
@@ -56,7 +63,7 @@ impl Body for AppBody {
     fn is_end_stream(&self) -> bool {
         match self {
             AppBody::Empty => true,
-            AppBody::Incoming(body) => body.is_end_stream(),
+            AppBody::Incoming(body) | AppBody::Stream(body) => body.is_end_stream(),
             AppBody::Boxed(body) => body.is_end_stream(),
         }
     }
@@ -64,7 +71,7 @@ impl Body for AppBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             AppBody::Empty => SizeHint::with_exact(0),
-            AppBody::Incoming(body) => body.size_hint(),
+            AppBody::Incoming(body) | AppBody::Stream(body) => body.size_hint(),
             AppBody::Boxed(body) => body.size_hint(),
         }
     }

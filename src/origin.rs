@@ -65,7 +65,7 @@ impl Host {
         if !name.bytes().all(plain) {
             return Err("a host has letters, digits, '-', '_' and '.' only");
         }
-        if name.starts_with('.') || name.contains("..") {
+        if name.starts_with('.') || name.ends_with('.') || name.contains("..") {
             return Err("a host has no empty label");
         }
         if name.bytes().any(|b| b.is_ascii_uppercase()) {
@@ -160,9 +160,10 @@ mod tests {
 
     #[test]
     fn authorities_with_userinfo_path_or_bad_port_are_refused() {
-        for bad in
-            ["u@h", "h/x", "h:", "h:0", "h:65536", "h:+1", "h:1:2", "", "[::1", "[::1]x:1", "a b", ":80", "h..x", "."]
-        {
+        for bad in [
+            "u@h", "h/x", "h:", "h:0", "h:65536", "h:+1", "h:1:2", "", "[::1", "[::1]x:1", "a b", ":80", "h..x", ".",
+            "h..", "h..:80",
+        ] {
             assert!(parse_authority(bad).is_err(), "{bad:?}");
         }
         assert_eq!(parse_authority("h:80").unwrap(), (Host::Name("h".into()), Some(80)));

@@ -1,5 +1,6 @@
 //! One attempt: the clocks around the transport, one free replacement of a stale connection, the verdict on the upstream.
 
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
@@ -59,17 +60,19 @@ impl<T: Transport> Call<'_, T> {
 
         let mut running = Running::new(&policies.lane, admission);
         let clocks = policies.clocks(self.deadline, self.body.is_some());
-        let send = async {
-            match self.send(&attempts[0]).await {
-                Err(error) if self.is_stale(&error) => {
-                    policies.upstream.retried(RetryReason::StaleConnection);
-                    current.store(1, Ordering::Relaxed);
-                    self.send(&attempts[1]).await
+        let result = {
+            let send = pin!(async {
+                match self.send(&attempts[0]).await {
+                    Err(error) if self.is_stale(&error) => {
+                        policies.upstream.retried(RetryReason::StaleConnection);
+                        current.store(1, Ordering::Relaxed);
+                        self.send(&attempts[1]).await
+                    }
+                    result => result,
                 }
-                result => result,
-            }
+            });
+            running.run(self.exchange, clocks, phase, send).await
         };
-        let result = running.run(self.exchange, clocks, phase, send).await;
         let now = Instant::now();
         let upload = &self.exchange.upload;
         upload.end(self.exchange.nanos(now));
@@ -170,7 +173,7 @@ impl<'a> Running<'a> {
         exchange: &Exchange,
         clocks: Clocks,
         phase: impl Fn() -> Phase,
-        send: impl Future<Output = Result<R>>,
+        send: Pin<&mut impl Future<Output = Result<R>>>,
     ) -> Result<R> {
         clocks.run(exchange, send, &mut Supervisor { admission: &mut self.admission, phase }).await
     }

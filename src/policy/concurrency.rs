@@ -77,13 +77,19 @@ impl Concurrency {
         state.settings = settings.clone();
     }
 
+    /// Takes a slot where one is free and nobody waits for it.
+    pub fn try_acquire(self: &Arc<Self>) -> Option<Slot> {
+        let permit = self.slots.clone().try_acquire_owned().ok()?;
+        Some(Slot { permit: Some(permit), of: self.clone() })
+    }
+
     /// Takes a slot, waiting for it until `max_wait` or `deadline` is over.
     ///
     /// # Errors
     /// [`Error::ConcurrencyLimited`] when the line is full or the wait over.
     pub async fn acquire(self: &Arc<Self>, deadline: Option<Instant>) -> Result<Slot> {
-        if let Ok(permit) = self.slots.clone().try_acquire_owned() {
-            return Ok(Slot { permit: Some(permit), of: self.clone() });
+        if let Some(slot) = self.try_acquire() {
+            return Ok(slot);
         }
         let (max_queue, max_wait) = {
             let state = self.lock();

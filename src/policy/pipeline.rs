@@ -7,7 +7,6 @@
 //! cross the layers: the deadline bounds every wait, admission is checked again just before sending, and a retry
 //! that is refused hands back the answer before it.
 
-use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -43,13 +42,13 @@ impl Policies {
     ///
     /// # Errors
     /// What happened instead of an answer. `exchange` says how many attempts there were and why no other was made.
-    pub async fn request<T: Transport>(
-        &self,
-        outbound: Outbound,
-        transport: &T,
-        exchange: &Arc<Exchange>,
-    ) -> Result<http::Response<Carry<T::Body>>> {
-        let Outbound { mut head, body, origin, keep_host, expect_continue } = outbound;
+    pub fn request<'a, T: Transport>(
+        &'a self,
+        outbound: Box<Outbound>,
+        transport: &'a T,
+        exchange: &'a Arc<Exchange>,
+    ) -> impl Future<Output = Result<http::Response<Carry<T::Body>>>> + Send + use<'a, T> {
+        let Outbound { mut head, body, origin, keep_host, expect_continue } = *outbound;
         if let Some(retry) = &self.retry {
             retry.settings.add_key(&head.method, &mut head.headers);
         }
@@ -68,11 +67,13 @@ impl Policies {
             expect_continue,
             endpoint: None,
         };
-        let result = self.repeat(&mut call).await;
-        if let Some(body) = &call.body {
-            body.release();
+        async move {
+            let result = self.repeat(&mut call).await;
+            if let Some(body) = &call.body {
+                body.release();
+            }
+            result
         }
-        result
     }
 
     /// Makes the connection of a tunnel: deadline, connection retries, breaker, a token, but no slot.
@@ -97,7 +98,7 @@ impl Policies {
             let attempt = Attempt::new(exchange.clone(), self.settings.timeouts.connect);
             let clocks = self.clocks(deadline, false);
             let mut running = Running::new(&self.lane, admission);
-            let result = running.run(exchange, clocks, || attempt.phase(), way.dial(&attempt)).await;
+            let result = running.run(exchange, clocks, || attempt.phase(), pin!(way.dial(&attempt))).await;
             let verdict = match &result {
                 Ok(_) => Verdict::Passing,
                 Err(error) => self.judge_error(error),
@@ -122,7 +123,7 @@ impl Policies {
     /// The retry loop: attempt, decide, wait, again.
     async fn repeat<T: Transport>(&self, call: &mut Call<'_, T>) -> Result<http::Response<Carry<T::Body>>> {
         let mut attempts = 0;
-        let mut last: Option<Result<http::Response<Carry<T::Body>>>> = None;
+        let mut last: Option<Box<Result<http::Response<Carry<T::Body>>>>> = None;
         let mut again = None;
         loop {
             let admission = match self.admit(&call.head.headers, call.exchange, call.deadline, true).await {
@@ -130,7 +131,7 @@ impl Policies {
                 Err(refusal) => return self.refuse_retry(refusal, last, call.exchange),
             };
             // An answer too long to be kept would hold its connection while the retry waits for one.
-            let last_kept = last.take().filter(|last| last.as_ref().map_or(true, |answer| answer.body().is_kept()));
+            let last_kept = last.take().filter(|last| (**last).as_ref().map_or(true, |answer| answer.body().is_kept()));
             again.take().into_iter().for_each(|reason| self.upstream.retried(reason));
             self.deposit(attempts);
             attempts += 1;
@@ -153,7 +154,8 @@ impl Policies {
             let decision =
                 self.decide(outcome, attempts, call.repeatable, replayable, asked, call.deadline, call.exchange);
             let Some((wait, reason)) = decision else { return result };
-            last = Some(self.hold(result, wait, call.exchange).await);
+            // Off the path that most requests take, so it takes no room in their future.
+            last = Some(Box::pin(self.hold(Box::new(result), wait, call.exchange)).await);
             again = Some(reason);
         }
     }
@@ -161,12 +163,12 @@ impl Policies {
     /// Waits for the back-off, and meanwhile reads a short answer to its end.
     async fn hold<B: Body<Data = Bytes, Error = Error> + Unpin>(
         &self,
-        mut result: Result<http::Response<Carry<B>>>,
+        mut result: Box<Result<http::Response<Carry<B>>>>,
         wait: Duration,
         exchange: &Exchange,
-    ) -> Result<http::Response<Carry<B>>> {
+    ) -> Box<Result<http::Response<Carry<B>>>> {
         let back_off = self.back_off(wait, exchange);
-        if let Ok(answer) = &mut result {
+        if let Ok(answer) = &mut *result {
             answer.body_mut().give_slot_back();
             let kept = answer.body_mut().keep();
             let mut back_off = pin!(back_off);
@@ -207,15 +209,23 @@ impl Policies {
         let began = Instant::now();
         let until = deadline.at(exchange, began);
         if let Some(rate_limit) = &self.rate_limit {
-            let (bucket, max_wait) = rate_limit.bucket(headers, began);
-            let result = self.in_line(bucket.acquire(max_wait, until)).await;
-            self.upstream.token_waited(began.elapsed());
-            result.inspect_err(|_| Exchange::add(&exchange.waited, began.elapsed()))?;
+            let (bucket, max_wait) = rate_limit.bucket(headers, began, || self.upstream.bucket_forgotten());
+            if !bucket.try_acquire(began) {
+                // Waiting is rare; boxed it takes no room in every request's future.
+                let result = Box::pin(self.in_line(bucket.acquire(max_wait, until))).await;
+                self.upstream.token_waited(began.elapsed());
+                result.inspect_err(|_| Exchange::add(&exchange.waited, began.elapsed()))?;
+            } else {
+                self.upstream.token_waited(Duration::ZERO);
+            }
             admission.bucket = Some(bucket);
         }
         if let Some(concurrency) = self.concurrency.as_ref().filter(|_| with_slot) {
-            let result = self.in_line(concurrency.acquire(until)).await;
-            admission.slot = Some(result.inspect_err(|_| Exchange::add(&exchange.waited, began.elapsed()))?);
+            admission.slot = concurrency.try_acquire();
+            if admission.slot.is_none() {
+                let result = Box::pin(self.in_line(concurrency.acquire(until))).await;
+                admission.slot = Some(result.inspect_err(|_| Exchange::add(&exchange.waited, began.elapsed()))?);
+            }
         }
         let now = Instant::now();
         Exchange::add(&exchange.waited, now - began);
@@ -227,18 +237,10 @@ impl Policies {
         Ok(admission)
     }
 
-    /// Counts the attempt as queued while it waits.
+    /// Counts as queued whoever waits like this.
     async fn in_line<R>(&self, wait: impl Future<Output = R>) -> R {
-        let mut wait = pin!(wait);
-        let mut queued = None;
-        poll_fn(|cx| {
-            let polled = wait.as_mut().poll(cx);
-            if polled.is_pending() {
-                queued.get_or_insert_with(|| self.upstream.queued());
-            }
-            polled
-        })
-        .await
+        let _queued = self.upstream.queued();
+        wait.await
     }
 
     /// Whether to send again, and after how long. Says why not where a retry was wanted.
@@ -287,10 +289,10 @@ impl Policies {
     fn refuse_retry<B>(
         &self,
         refusal: Error,
-        last: Option<Result<http::Response<Carry<B>>>>,
+        last: Option<Box<Result<http::Response<Carry<B>>>>>,
         exchange: &Exchange,
     ) -> Result<http::Response<Carry<B>>> {
-        match last {
+        match last.map(|last| *last) {
             Some(Ok(answer)) => {
                 if let Some(reason) = skipped(&refusal) {
                     self.skip(reason, exchange);

@@ -236,7 +236,7 @@ impl Bench {
         };
         let start = Instant::now();
         let exchange = Exchange::new(start);
-        let result = self.policies.request(outbound, &*self.script, &exchange).await;
+        let result = self.policies.request(Box::new(outbound), &*self.script, &exchange).await;
         Got { result, exchange, took: start.elapsed() }
     }
 }

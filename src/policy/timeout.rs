@@ -2,7 +2,7 @@
 //! are being sent, so that an upload of any size passes; a stalled one ends by the idle clock.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering;
 use std::task::{Poll, ready};
 use std::time::Duration;
@@ -120,7 +120,8 @@ pub trait Supervised {
 const LOOK: Duration = Duration::from_millis(100);
 
 impl Clocks {
-    /// Runs `send` until it is done or a clock is over.
+    /// Runs `send` until it is done or a clock is over. It is taken by reference since it is large: by value each layer that
+    /// passes it on would hold room for it twice.
     ///
     /// # Errors
     /// The attempt's own, what [`Supervised::before_poll`] says, or the clock's: [`Error::AttemptTimeout`], [`Error::Deadline`],
@@ -128,10 +129,9 @@ impl Clocks {
     pub async fn run<T>(
         &self,
         exchange: &Exchange,
-        send: impl Future<Output = Result<T>>,
+        mut send: Pin<&mut impl Future<Output = Result<T>>>,
         supervised: &mut impl Supervised,
     ) -> Result<T> {
-        let mut send = pin!(send);
         let began = Instant::now();
         let paused_before = exchange.upload.paused(exchange.nanos(began));
         let mut watch = Watch { clocks: *self, exchange, began, paused_before, slow_told: false };
@@ -233,7 +233,7 @@ mod tests {
 
     async fn hang(clocks: Clocks, exchange: &Exchange, phase: Phase) -> (Error, Duration) {
         let start = Instant::now();
-        let send = std::future::pending::<Result<()>>();
+        let send = pin!(std::future::pending::<Result<()>>());
         let error = clocks.run(exchange, send, &mut At(phase, Vec::new())).await.unwrap_err();
         (error, start.elapsed())
     }
@@ -265,7 +265,7 @@ mod tests {
         };
         let start = Instant::now();
         let mut sending = At(Phase::Sending, Vec::new());
-        let error = clocks(3000, 5000).run(&exchange, upload, &mut sending).await.unwrap_err();
+        let error = clocks(3000, 5000).run(&exchange, pin!(upload), &mut sending).await.unwrap_err();
         assert!(matches!(error, Error::AttemptTimeout { .. }));
         // One second before the first byte, two after the last.
         let after = start.elapsed().as_millis();
@@ -291,7 +291,7 @@ mod tests {
         let mut clocks = clocks(5000, 0);
         clocks.slow_after = Some(Duration::from_millis(700));
         let start = Instant::now();
-        let send = std::future::pending::<Result<()>>();
+        let send = pin!(std::future::pending::<Result<()>>());
         let mut sending = At(Phase::Sending, Vec::new());
         clocks.run(&exchange, send, &mut sending).await.unwrap_err();
         assert_eq!(sending.1, [start + Duration::from_millis(700)]);

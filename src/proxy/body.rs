@@ -20,7 +20,7 @@ pub struct ResponseBody {
     inner: Inner,
     record: Option<Box<Record>>,
     sent: u64,
-    /// Where an end of the connection would be taken for the end of the body, it is reset when the body breaks.
+    /// Where clients take an end of the connection for the end of the body, it ends with a reset until the body is whole.
     reset: Option<Arc<Link>>,
     /// It has no body, but its `Content-Length` is the upstream's word on what a body would be (304).
     claims_length: bool,
@@ -69,9 +69,12 @@ impl ResponseBody {
         self
     }
 
-    /// When the body breaks the connection is to be reset.
+    /// A connection that ends before the body does is to end with a reset.
     pub(crate) fn reset_if_broken(mut self, link: &Arc<Link>) -> ResponseBody {
-        self.reset = Some(Arc::clone(link));
+        if !self.inner.is_end_stream() {
+            link.reset(true);
+            self.reset = Some(Arc::clone(link));
+        }
         self
     }
 
@@ -81,6 +84,9 @@ impl ResponseBody {
     }
 
     fn complete(&mut self) {
+        if let Some(link) = self.reset.take() {
+            link.reset(false);
+        }
         if let Some(mut record) = self.record.take() {
             record.answered();
         }
@@ -151,9 +157,6 @@ impl Body for ResponseBody {
             Poll::Ready(Some(Err(error))) => {
                 if let Some(mut record) = me.record.take() {
                     record.broke(error.clone());
-                }
-                if let Some(link) = &me.reset {
-                    link.reset();
                 }
                 // hyper drops what it has not written yet when a body fails, the head included. It flushes first when
                 // the body has nothing for it.

@@ -4,7 +4,7 @@
 //! chunks) and refuses what hyper would repair or hide, such as a `Content-Length` beside a `Transfer-Encoding`, a bare
 //! line feed or a fragment (RFC 9112 sections 2.2, 3, 5 and 6). It copies nothing and keeps a few counters.
 
-use crate::error::Error;
+use crate::error::{Error, HeadBound};
 use crate::origin;
 
 /// The method of the request that stands in for a refused one, so that the refusal keeps its place among pipelined
@@ -224,14 +224,14 @@ impl Head {
             }
             self.fields += 1;
             if self.fields > bounds.fields {
-                return Err(Error::HeadersTooLarge);
+                return Err(Error::HeadersTooLarge(HeadBound::Fields));
             }
             self.field(text)?;
         }
     }
 
     fn too_large(&self) -> Error {
-        if self.started { Error::HeadersTooLarge } else { Error::UriTooLong }
+        if self.started { Error::HeadersTooLarge(HeadBound::Bytes) } else { Error::UriTooLong }
     }
 
     /// `method SP target SP HTTP/1.x` (RFC 9112 section 3).
@@ -348,12 +348,20 @@ fn field(text: &[u8]) -> Result<(&[u8], &[u8]), &'static str> {
         Some(_) => return Err("a header's name has a byte that no name has"),
         None => return Err("a header line has no colon"),
     };
-    let value = text[colon + 1..].trim_ascii();
+    let value = trim(&text[colon + 1..]);
     let control = |b: u8| (b < 0x20 && b != b'\t') || b == 0x7f;
     if value.iter().fold(false, |found, &b| found | control(b)) {
         return Err("a header's value has a control byte");
     }
     Ok((&text[..colon], value))
+}
+
+/// Without the white space of HTTP around it, which is less than that of ASCII (RFC 9110 section 5.6.3).
+fn trim(mut text: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] | [rest @ .., b' ' | b'\t'] = text {
+        text = rest;
+    }
+    text
 }
 
 /// The line with a chunk's size (RFC 9112 section 7.1): how long it is and what it says.
@@ -367,8 +375,9 @@ fn chunk_size(bytes: &[u8], searched: &mut usize) -> Result<Option<(usize, u64)>
     if digits == 0 || digits > 15 {
         return Err("a chunk's size is not a number");
     }
-    let rest = text[digits..].trim_ascii_start();
-    if rest.first().is_some_and(|&b| b != b';') {
+    // White space may stand before an extension and nowhere else.
+    let rest = &text[digits..];
+    if !rest.is_empty() && trim(rest).first() != Some(&b';') {
         return Err("a chunk's size is not a number");
     }
     if rest.iter().any(|&b| (b < 0x20 && b != b'\t') || b == 0x7f) || text.len() > MAX_CHUNK_LINE {
@@ -451,7 +460,7 @@ mod tests {
         passes(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabcGET / HTTP/1.1\r\nHost: a\r\n\r\n");
         passes(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n");
         passes(
-            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n3;x=\"y\"\r\nabc\r\n00\r\nT: u\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n3 \t;x=\"y\"\r\nabc\r\n00\r\nT: u\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
         );
         passes(b"OPTIONS * HTTP/1.1\r\nHost: a\r\nX-Odd: caf\xc3\xa9\tx\r\n\r\n");
         passes(b"CONNECT a:443 HTTP/1.0\r\n\r\n");
@@ -473,6 +482,9 @@ mod tests {
             "GET / HTTP/1.1\r\nHost: a\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nX: a\rb\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nX: a\0b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nX: a\r\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: \x0c5\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\x0c\r\n\r\n",
             "GET / HTTP/1.1\r\nHost : a\r\n\r\n",
             "GET / HTTP/1.1\r\n Host: a\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nX: b\r\n c\r\n\r\n",
@@ -546,6 +558,9 @@ mod tests {
             "0x3\r\nabc\r\n",
             "ffffffffffffffff\r\n",
             "3 3\r\nabc\r\n",
+            "3 \r\nabc\r\n",
+            "3\x0c;x\r\nabc\r\n",
+            "0\r\nA: b\r\r\n\r\n",
             "3;\u{1}\r\nabc\r\n",
             "0\r\nbad trailer\r\n\r\n",
             "0\r\nA: b\n\r\n",

@@ -37,6 +37,22 @@ pub(crate) fn expects_continue(headers: &HeaderMap, version: Version) -> Result<
     Ok(true)
 }
 
+/// Refuses fields of an HTTP/2 request that h2 lets through and that an HTTP/1 upstream could read differently
+/// (RFC 9113 sections 8.1.1 and 8.2.1).
+///
+/// # Errors
+/// [`Error::BadRequest`] with what is wrong.
+pub(crate) fn check_http2(headers: &HeaderMap) -> Result<()> {
+    if headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some() {
+        return Err(Error::BadRequest("there is more than one Content-Length"));
+    }
+    let white = |b: Option<&u8>| matches!(b, Some(b' ' | b'\t'));
+    if headers.values().any(|value| white(value.as_bytes().first()) || white(value.as_bytes().last())) {
+        return Err(Error::BadRequest("there is white space around a header's value"));
+    }
+    Ok(())
+}
+
 /// Removes what concerns one connection only, in either direction. `upgrade`: the message switches protocols, so that its
 /// `Upgrade` passes, with the `Connection` it needs. `keys` are header names that `Connection` can't take away, besides
 /// those that are protected anyway.
@@ -134,9 +150,9 @@ fn tokens<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item =
     headers
         .get_all(name)
         .into_iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(str::trim)
+        .flat_map(|value| value.as_bytes().split(|&b| b == b','))
+        // What is no text is no token either; those beside it are.
+        .filter_map(|token| std::str::from_utf8(token.trim_ascii()).ok())
         .filter(|token| !token.is_empty())
 }
 
@@ -257,6 +273,23 @@ mod tests {
         headers.insert(header::CONNECTION, HeaderValue::from_static(names));
         remove_hop_by_hop(&mut headers, false, &[HeaderName::from_static("x-request-key")]);
         assert_eq!(list(&headers), fields);
+    }
+
+    #[test]
+    fn what_connection_names_beside_odd_bytes_is_removed() {
+        let mut headers = map(&[("x-drop", "1"), ("x-keep", "2")]);
+        headers.insert(header::CONNECTION, HeaderValue::from_bytes(b"caf\xe9, x-drop").unwrap());
+        remove_hop_by_hop(&mut headers, false, &[]);
+        assert_eq!(headers.keys().collect::<Vec<_>>(), ["x-keep"]);
+    }
+
+    #[test]
+    fn what_http2_forbids_and_h2_lets_through_is_refused() {
+        assert!(check_http2(&map(&[("content-length", "5"), ("x", "a b"), ("y", "")])).is_ok());
+        assert!(check_http2(&map(&[("content-length", "5"), ("content-length", "5")])).is_err());
+        for value in [" a", "a ", "\ta", "a\t", " "] {
+            assert!(check_http2(&map(&[("x", value)])).is_err(), "{value:?}");
+        }
     }
 
     #[test]

@@ -44,9 +44,9 @@ impl Link {
         self.opaque.store(true, Ordering::Relaxed);
     }
 
-    /// The connection is to end with a reset.
-    pub(crate) fn reset(&self) {
-        self.reset.store(true, Ordering::Relaxed);
+    /// Whether the connection, if it ends now, is to end with a reset.
+    pub(crate) fn reset(&self, reset: bool) {
+        self.reset.store(reset, Ordering::Relaxed);
     }
 
     /// Why a request is refused, where it is the stand-in for one. Requests before it may still be under way.

@@ -14,6 +14,7 @@ pub(crate) mod unwind;
 pub(crate) mod upgrade;
 
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,7 +26,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::config::HostPattern;
-use crate::error::{Denial, Error, Result};
+use crate::error::{Denial, Error, HeadBound, Result};
 use crate::message::{AppBody, Outbound};
 use crate::origin::{Origin, Scheme};
 use crate::policy::carry::Carry;
@@ -39,9 +40,9 @@ use crate::shared::Shared;
 use crate::shutdown::Drain;
 use crate::telemetry::access::AccessLog;
 use crate::telemetry::metrics::{Limit, Metrics};
-use crate::upstream::Upstream;
 use crate::upstream::table::Table;
 use crate::upstream::transport::UpstreamBody;
+use crate::upstream::{Lane, Upstream};
 
 /// What every listener of apps shares.
 pub struct Proxy {
@@ -112,8 +113,11 @@ struct Way {
     keep_host: bool,
 }
 
-/// One request and its answer.
-pub(crate) async fn serve(connection: Arc<Connection>, request: Request<Incoming>) -> Response<ResponseBody> {
+/// One request and its answer. What needs no waiting is done before the future is made, which so holds little.
+pub(crate) fn serve(
+    connection: Arc<Connection>,
+    request: Request<Incoming>,
+) -> impl Future<Output = Response<ResponseBody>> + Send {
     let table = connection.proxy.table.load();
     let trace = headers::trace_id(request.headers()).unwrap_or_else(|| fastrand::u128(1..));
     let mut record = Box::new(Record::new(&connection.proxy, &table, request.method(), request.uri(), trace));
@@ -123,42 +127,85 @@ pub(crate) async fn serve(connection: Arc<Connection>, request: Request<Incoming
         http1: request.version() != Version::HTTP_2,
     };
     let old = request.version() == Version::HTTP_10;
-    let result = {
-        let exchange = pin!(exchange(&connection, &table, request, trace, &mut record));
-        CatchUnwind(exchange).await.unwrap_or(Err(Error::Panic))
-    };
-    let mut response = match result {
-        Ok(Outcome::Answer(response)) => answered(&connection, response, asked, old, record),
-        Ok(Outcome::Upgrade(response, app)) => return upgraded(&connection, response, app, record),
-        Ok(Outcome::Tunnel(stream, app)) => return tunnelled(&connection, stream, app, record),
-        Err(error) => refused(&connection, error, asked, record),
-    };
-    if asked.http1 && connection.proxy.drain.begun.is_cancelled() {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    let step = catch_unwind(AssertUnwindSafe(|| prepare(&connection, &table, request, trace, &mut record)));
+    let step = step.unwrap_or(Err(Error::Panic));
+    async move {
+        let result = match step {
+            Ok(step) => {
+                let step = pin!(step.run(&record));
+                CatchUnwind(step).await.unwrap_or(Err(Error::Panic))
+            }
+            Err(error) => Err(error),
+        };
+        let mut response = match result {
+            Ok(Outcome::Answer(response)) => answered(&connection, response, asked, old, record),
+            Ok(Outcome::Upgrade(response, app)) => return upgraded(&connection, response, app, record),
+            Ok(Outcome::Tunnel(stream, app)) => return tunnelled(&connection, stream, app, record),
+            Err(error) => refused(&connection, error, asked, record),
+        };
+        if asked.http1 && connection.proxy.drain.begun.is_cancelled() {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
     }
-    response
 }
 
-/// From the request's head to the upstream's.
-async fn exchange(
+/// What a request asks of its upstream.
+enum Step {
+    Tunnel { upstream: Arc<Upstream>, origin: Origin, app: OnUpgrade },
+    Request { upstream: Arc<Upstream>, lane: Arc<Lane>, outbound: Box<Outbound>, app: OnUpgrade, upgrade: bool },
+}
+
+impl Step {
+    /// Asks it, by the policies.
+    async fn run(self, record: &Record) -> Result<Outcome> {
+        match self {
+            Step::Tunnel { upstream, origin, app } => {
+                let stream = Box::pin(tunnel::connect(&upstream, origin, record)).await?;
+                Ok(Outcome::Tunnel(stream, app))
+            }
+            Step::Request { upstream, lane, outbound, app, upgrade } => {
+                let mut response = lane.policies.request(outbound, &*upstream.transport, &record.exchange).await?;
+                if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+                    return Ok(Outcome::Answer(response));
+                }
+                if !upgrade {
+                    return Err(Error::BadAnswer("it switched protocols without being asked".into()));
+                }
+                headers::remove_hop_by_hop(response.headers_mut(), true, &[]);
+                Ok(Outcome::Upgrade(response, app))
+            }
+        }
+    }
+}
+
+/// From the app's head to what is asked of the upstream.
+fn prepare(
     connection: &Connection,
     table: &Table,
     mut request: Request<Incoming>,
     trace: u128,
     record: &mut Record,
-) -> Result<Outcome> {
+) -> Result<Step> {
     if let Some(refusal) = connection.link.as_ref().and_then(|link| link.refusal(request.method())) {
-        if matches!(refusal, Error::HeadersTooLarge | Error::UriTooLong) {
-            connection.proxy.metrics.limit_refused(Limit::HeaderBytes);
-        } else if matches!(refusal, Error::AppSilent) {
-            connection.proxy.metrics.limit_refused(Limit::HeaderTime);
+        if let Some(limit) = over(&refusal) {
+            connection.proxy.metrics.limit_refused(limit);
         }
         return Err(refusal);
+    }
+    // Those of HTTP/1 were counted before hyper saw them.
+    if request.version() == Version::HTTP_2 && request.headers().len() > table.config.limits.max_headers.get() as usize
+    {
+        connection.proxy.metrics.limit_refused(Limit::Headers);
+        return Err(Error::HeadersTooLarge(HeadBound::Fields));
     }
     if request.extensions().get::<hyper::ext::Protocol>().is_some() {
         return Err(Error::BadRequest("extended CONNECT is not supported"));
     }
     let version = request.version();
+    if version == Version::HTTP_2 {
+        headers::check_http2(request.headers())?;
+    }
     let target = target::read(request.method(), request.uri(), version, request.headers())?;
     record.asked(target.clone());
     let way = route(connection, table, &target)?;
@@ -167,8 +214,8 @@ async fn exchange(
     if target.form == Form::Authority {
         record.routed(upstream, &upstream.lane);
         tunnel::check(&table.config, upstream, &target)?;
-        let stream = tunnel::connect(upstream, &target, record).await?;
-        return Ok(Outcome::Tunnel(stream, hyper::upgrade::on(&mut request)));
+        let app = hyper::upgrade::on(&mut request);
+        return Ok(Step::Tunnel { origin: tunnel::origin(&target), upstream: way.upstream, app });
     }
 
     let lane = Arc::clone(upstream.lane(request.method(), request.uri().path()));
@@ -181,8 +228,12 @@ async fn exchange(
     let app = hyper::upgrade::on(&mut request);
 
     let (mut head, body) = request.into_parts();
-    let body = if body.is_end_stream() { AppBody::Empty } else { AppBody::Incoming(body) };
-    headers::remove_hop_by_hop(&mut head.headers, upgrade, idempotency_headers(upstream));
+    let body = match version {
+        _ if body.is_end_stream() => AppBody::Empty,
+        Version::HTTP_2 => AppBody::Stream(body),
+        _ => AppBody::Incoming(body),
+    };
+    headers::remove_hop_by_hop(&mut head.headers, upgrade, lane.policies.idempotency_headers());
     if target.form == Form::Absolute || version == Version::HTTP_2 {
         head.headers.insert(header::HOST, target::host_value(&target));
     }
@@ -193,16 +244,7 @@ async fn exchange(
     head.version = Version::HTTP_11;
     let expect_continue = expect && !matches!(body, AppBody::Empty);
     let outbound = Outbound { head, body, origin: way.origin, keep_host: way.keep_host, expect_continue };
-
-    let mut response = lane.policies.request(outbound, &*upstream.transport, &record.exchange).await?;
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        if !upgrade {
-            return Err(Error::BadAnswer("it switched protocols without being asked".into()));
-        }
-        headers::remove_hop_by_hop(response.headers_mut(), true, &[]);
-        return Ok(Outcome::Upgrade(response, app));
-    }
-    Ok(Outcome::Answer(response))
+    Ok(Step::Request { upstream: way.upstream, lane, outbound: Box::new(outbound), app, upgrade })
 }
 
 /// Which upstream a request is for.
@@ -246,11 +288,14 @@ fn listen_origin(upstream: &Upstream) -> Result<Origin> {
     Ok(upstream.origin(Scheme::Http, pattern.host.clone(), port))
 }
 
-/// What the upstream's own `retry` calls an idempotency header.
-fn idempotency_headers(upstream: &Upstream) -> &[http::HeaderName] {
-    match upstream.config.as_ref().and_then(|config| config.policies.retry.as_ref()) {
-        Some(retry) => &retry.idempotency_headers,
-        None => &[],
+/// Which of `limits` a head was refused for; `None`: it is refused for what it says.
+fn over(refusal: &Error) -> Option<Limit> {
+    if matches!(refusal, Error::HeadersTooLarge(HeadBound::Bytes) | Error::UriTooLong) {
+        Some(Limit::HeaderBytes)
+    } else if matches!(refusal, Error::HeadersTooLarge(HeadBound::Fields)) {
+        Some(Limit::Headers)
+    } else {
+        matches!(refusal, Error::AppSilent).then_some(Limit::HeaderTime)
     }
 }
 
@@ -277,7 +322,8 @@ fn answered(
     let mut body = ResponseBody::upstream(body, record);
     if asked.head || bare {
         body = body.without_content(asked.http1 && bare && !asked.head && has_length);
-    } else if let Some(link) = connection.link.as_ref().filter(|_| old && !has_length) {
+    } else if let Some(link) = connection.link.as_ref().filter(|_| old || has_length) {
+        // Many clients don't count what they got (urllib, HttpURLConnection). Chunks say by themselves where they end.
         body = body.reset_if_broken(link);
     }
     Response::from_parts(head, body)

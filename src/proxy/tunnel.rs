@@ -38,10 +38,13 @@ pub(crate) fn check(config: &Config, upstream: &Upstream, target: &Target) -> Re
 ///
 /// # Errors
 /// What kept the connection from being made.
-pub(crate) async fn connect(upstream: &Upstream, target: &Target, record: &Record) -> Result<TcpStream> {
-    // Whether TLS is spoken inside is the app's matter; it plays no part in dialling.
-    let origin = Origin { scheme: Scheme::Https, host: target.host.clone(), port: target.port };
+pub(crate) async fn connect(upstream: &Upstream, origin: Origin, record: &Record) -> Result<TcpStream> {
     upstream.lane.policies.tunnel(&record.exchange, &Way { upstream, origin }).await
+}
+
+/// Where a tunnel leads. Whether TLS is spoken inside is the app's matter; it plays no part in dialling.
+pub(crate) fn origin(target: &Target) -> Origin {
+    Origin { scheme: Scheme::Https, host: target.host.clone(), port: target.port }
 }
 
 /// To where the app asked.

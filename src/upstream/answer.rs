@@ -77,6 +77,8 @@ pub struct UpstreamBody {
     upload: Option<Arc<Watch>>,
     load: Option<Load>,
     upgraded: bool,
+    /// It came over HTTP/2, where the end of a stream says whether it is complete.
+    http2: bool,
 }
 
 impl UpstreamBody {
@@ -86,8 +88,9 @@ impl UpstreamBody {
         upload: Option<Arc<Watch>>,
         load: Option<Load>,
         upgraded: bool,
+        http2: bool,
     ) -> UpstreamBody {
-        let mut body = UpstreamBody { incoming, lease: Some(lease), upload, load, upgraded };
+        let mut body = UpstreamBody { incoming, lease: Some(lease), upload, load, upgraded, http2 };
         if !upgraded && body.incoming.is_end_stream() {
             body.finish();
         }
@@ -104,6 +107,21 @@ impl UpstreamBody {
             held @ (Some(_) | None) => self.give_up(held),
         }
         self.upload = None;
+    }
+
+    /// It ends before its end. What to say of that.
+    fn broke(&mut self, how: &str) -> Error {
+        let reused = self.lease.as_ref().is_some_and(|lease| lease.reused);
+        let app = self.upload.as_ref().and_then(|upload| upload.error());
+        let lease = self.lease.take();
+        self.give_up(lease);
+        self.load = None;
+        app.unwrap_or_else(|| Error::Reset {
+            sent: Sent::Maybe,
+            reused,
+            answer_began: true,
+            detail: format!("its body broke off: {how}"),
+        })
     }
 
     fn give_up(&self, lease: Option<Lease>) {
@@ -127,18 +145,10 @@ impl Body for UpstreamBody {
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(Some(Err(error))) => {
-                let reused = this.lease.as_ref().is_some_and(|lease| lease.reused);
-                let app = this.upload.as_ref().and_then(|upload| upload.error());
-                let lease = this.lease.take();
-                this.give_up(lease);
-                this.load = None;
-                Poll::Ready(Some(Err(app.unwrap_or_else(|| Error::Reset {
-                    sent: Sent::Maybe,
-                    reused,
-                    answer_began: true,
-                    detail: format!("its body broke off: {}", body_detail(&error)),
-                }))))
+            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(this.broke(&body_detail(&error))))),
+            // hyper takes a reset or a GOAWAY without an error for the end. It is one only behind END_STREAM.
+            Poll::Ready(None) if this.http2 && this.lease.is_some() && !this.incoming.is_end_stream() => {
+                Poll::Ready(Some(Err(this.broke("HTTP/2 NO_ERROR, but the stream was not ended"))))
             }
             Poll::Ready(None) => {
                 if !this.upgraded && this.lease.is_some() {

@@ -12,6 +12,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use tokio::time::Instant;
 
 use crate::error::Error;
@@ -179,7 +180,7 @@ pub(super) struct Census {
 /// All lanes of one upstream.
 pub(super) struct Places<S, M, W> {
     limits: Limits,
-    lanes: HashMap<Arc<Key>, Lane<S, M, W>>,
+    lanes: HashMap<Arc<Key>, Lane<S, M, W>, RandomState>,
     /// Places taken: dials, idle, shared and busy connections.
     open: usize,
     /// Connections without a request.
@@ -235,7 +236,16 @@ impl<S: Solo, M: Multi, W: Clone> Lane<S, M, W> {
 impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
     /// No connection, nobody waiting.
     pub(super) fn new(limits: Limits) -> Self {
-        Places { limits, lanes: HashMap::new(), open: 0, idle: 0, waiting: 0, tickets: 0, members: 0, retired: false }
+        Places {
+            limits,
+            lanes: HashMap::default(),
+            open: 0,
+            idle: 0,
+            waiting: 0,
+            tickets: 0,
+            members: 0,
+            retired: false,
+        }
     }
 
     /// A connection that is there and free: the one used last, so that the others can go.

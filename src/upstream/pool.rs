@@ -159,7 +159,8 @@ impl Pool {
                 }
             }
         };
-        waiter.outcome(attempt).await.map(|grant| Lease::new(self, key, grant))
+        // Most requests find a connection; for those that don't, the wait is boxed, so that it takes no room in the others.
+        Box::pin(waiter.outcome(attempt)).await.map(|grant| Lease::new(self, key, grant))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

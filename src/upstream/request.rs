@@ -1,6 +1,8 @@
 //! A request as HTTP/1.1 and as HTTP/2 want it. The pipeline's form is that of HTTP/1.1: origin-form target and Host.
 
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
+};
 use http::uri::{Authority, PathAndQuery, Scheme as UriScheme};
 use http::{Method, Request, Uri, Version};
 
@@ -59,13 +61,7 @@ pub(super) fn for_http2(
     authority: &str,
 ) -> Result<Option<HeaderValue>> {
     *request.version_mut() = Version::HTTP_2;
-    for name in &OF_THE_CONNECTION {
-        request.headers_mut().remove(name);
-    }
-    if request.headers().get(TE).is_some_and(|te| !te.as_bytes().eq_ignore_ascii_case(b"trailers")) {
-        request.headers_mut().remove(TE);
-    }
-    let host = request.headers_mut().remove(HOST);
+    let host = without_connection(request.headers_mut());
     let mut parts = http::uri::Parts::default();
     parts.scheme = Some(match scheme {
         Scheme::Http => UriScheme::HTTP,
@@ -83,6 +79,28 @@ pub(super) fn for_http2(
     Ok(host)
 }
 
+/// Takes out what HTTP/2 can't have, and Host, which is returned. `HeaderMap::remove` would change the order of the others.
+fn without_connection(headers: &mut HeaderMap) -> Option<HeaderValue> {
+    let old = std::mem::take(headers);
+    headers.reserve(old.len());
+    let (mut host, mut current) = (None, None);
+    for (name, value) in old {
+        if name.is_some() {
+            current = name;
+        }
+        let Some(name) = &current else { continue };
+        if *name == HOST {
+            host.get_or_insert(value);
+        } else if !OF_THE_CONNECTION.contains(name)
+            && (*name != TE || value.as_bytes().eq_ignore_ascii_case(b"trailers"))
+        {
+            // It had room for all of them before.
+            let _ = headers.try_append(name.clone(), value);
+        }
+    }
+    host
+}
+
 /// Undoes [`for_http2`], for a request that was not sent and goes over another connection.
 pub(super) fn back_to_http1(request: &mut Request<SendBody>, host: Option<HeaderValue>) {
     if let Some(host) = host {
@@ -90,5 +108,30 @@ pub(super) fn back_to_http1(request: &mut Request<SendBody>, host: Option<Header
     }
     if let Some(path) = request.uri().path_and_query().cloned() {
         *request.uri_mut() = Uri::from(path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_http2_cannot_have_is_taken_out_and_the_rest_keeps_its_order() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("host", "a"),
+            ("user-agent", "b"),
+            ("connection", "c"),
+            ("accept", "d"),
+            ("accept", "e"),
+            ("te", "gzip"),
+            ("upgrade", "f"),
+            ("x-last", "g"),
+        ] {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        assert_eq!(without_connection(&mut headers).unwrap(), "a");
+        let left: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+        assert_eq!(left, [("user-agent", "b"), ("accept", "d"), ("accept", "e"), ("x-last", "g")]);
     }
 }

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use tokio::time::Instant;
 
 use crate::address::AddressSet;
@@ -37,14 +38,33 @@ pub struct Table {
     index: Index,
 }
 
-/// Indices into `upstreams`, by what apps ask for.
+/// Indices into `upstreams`, by what apps ask for. Looked into once a request, so by a hash that is quick and yet seeded.
 #[derive(Default)]
 struct Index {
-    /// Host and, where the pattern names one, port.
-    exact: HashMap<(Host, Option<u16>), usize>,
-    /// What stands behind `*.`.
-    wildcard: HashMap<(Host, Option<u16>), usize>,
+    exact: HashMap<Host, Ports, RandomState>,
+    /// By what stands behind `*.`.
+    wildcard: HashMap<Box<str>, Ports, RandomState>,
     names: HashMap<Arc<str>, usize>,
+}
+
+/// The upstreams of one pattern: for single ports, and for all others.
+#[derive(Default)]
+struct Ports {
+    one: Vec<(u16, usize)>,
+    any: Option<usize>,
+}
+
+impl Ports {
+    fn insert(&mut self, port: Option<u16>, at: usize) {
+        match port {
+            Some(port) => self.one.push((port, at)),
+            None => self.any = Some(at),
+        }
+    }
+
+    fn exactly(&self, port: u16) -> Option<usize> {
+        self.one.iter().find(|(one, _)| *one == port).map(|(_, at)| *at)
+    }
 }
 
 /// All states are its own: an upstream's own lane.
@@ -212,41 +232,40 @@ impl Index {
         for (at, upstream) in upstreams.iter().enumerate() {
             index.names.insert(upstream.name.clone(), at);
             for pattern in &upstream.hosts {
-                let key = (pattern.host.clone(), pattern.port);
-                if pattern.wildcard {
-                    index.wildcard.insert(key, at);
-                } else {
-                    index.exact.insert(key, at);
-                }
+                index.insert(pattern, at);
             }
         }
         index
     }
 
+    fn insert(&mut self, pattern: &config::HostPattern, at: usize) {
+        let ports = match (&pattern.host, pattern.wildcard) {
+            (Host::Name(name), true) => self.wildcard.entry((&**name).into()).or_default(),
+            (host @ (Host::Name(_) | Host::Ip(_)), _) => self.exact.entry(host.clone()).or_default(),
+        };
+        ports.insert(pattern.port, at);
+    }
+
     fn find(&self, host: &Host, port: u16) -> Option<usize> {
-        let mut key = (host.clone(), Some(port));
-        if let Some(at) = self.exact.get(&key) {
-            return Some(*at);
-        }
-        key.1 = None;
-        if let Some(at) = self.exact.get(&key) {
-            return Some(*at);
+        if let Some(ports) = self.exact.get(host)
+            && let Some(at) = ports.exactly(port).or(ports.any)
+        {
+            return Some(at);
         }
         let Host::Name(name) = host else { return None };
         if self.wildcard.is_empty() {
             return None;
         }
-        // A pattern with a port goes before a longer one without.
-        for port in [Some(port), None] {
+        let parents = || {
             let mut rest = &**name;
-            while let Some((_, parent)) = rest.split_once('.') {
-                if let Some(at) = self.wildcard.get(&(Host::Name(parent.into()), port)) {
-                    return Some(*at);
-                }
-                rest = parent;
-            }
-        }
-        None
+            std::iter::from_fn(move || {
+                rest = rest.split_once('.')?.1;
+                Some(rest)
+            })
+        };
+        let patterns = || parents().filter_map(|parent| self.wildcard.get(parent));
+        // A pattern with the port goes before a longer one without.
+        patterns().find_map(|ports| ports.exactly(port)).or_else(|| patterns().find_map(|ports| ports.any))
     }
 }
 
@@ -257,10 +276,11 @@ mod tests {
     fn index(patterns: &[(&str, Option<u16>)]) -> Index {
         let mut index = Index::default();
         for (at, (pattern, port)) in patterns.iter().enumerate() {
-            match pattern.strip_prefix("*.") {
-                Some(name) => index.wildcard.insert((Host::parse(name).unwrap(), *port), at),
-                None => index.exact.insert((Host::parse(pattern).unwrap(), *port), at),
+            let (wildcard, name) = match pattern.strip_prefix("*.") {
+                Some(name) => (true, name),
+                None => (false, *pattern),
             };
+            index.insert(&config::HostPattern { wildcard, host: Host::parse(name).unwrap(), port: *port }, at);
         }
         index
     }

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::Request;
 use http::header::{HOST, HeaderValue, UPGRADE};
+use http::{Request, Version};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 
@@ -203,21 +203,37 @@ impl Drop for Connecting<'_> {
 impl policy::Transport for Transport {
     type Body = UpstreamBody;
 
-    async fn send(
+    fn send(
         &self,
         mut head: http::request::Parts,
         body: AttemptBody,
         to: &Destination,
         attempt: &Attempt,
-    ) -> Result<http::Response<UpstreamBody>> {
+    ) -> impl Future<Output = Result<http::Response<UpstreamBody>>> + Send {
         let (key, load) = self.route(&mut head, to, attempt);
         let asked_to_upgrade = head.headers.contains_key(UPGRADE);
         let (body, upload) = SendBody::new(body);
-        let mut request = Request::from_parts(head, body);
+        // Passed on by reference, since each layer that takes it by value would hold room for it in its future.
+        let mut request = Some(Request::from_parts(head, body));
+        async move { self.deliver(&mut request, &key, load, upload, asked_to_upgrade, attempt).await }
+    }
+}
+
+impl Transport {
+    /// Sends the request over one connection after another, until one takes it.
+    async fn deliver(
+        &self,
+        request: &mut Option<Request<SendBody>>,
+        key: &Arc<Key>,
+        load: Option<Load>,
+        upload: Option<Arc<Watch>>,
+        asked_to_upgrade: bool,
+        attempt: &Attempt,
+    ) -> Result<http::Response<UpstreamBody>> {
         let mut tries = 0;
         loop {
             let fresh = attempt.fresh || tries >= STALE_TRIES;
-            let mut lease = match self.pool.checkout(&key, fresh, attempt).await {
+            let mut lease = match self.pool.checkout(key, fresh, attempt).await {
                 Ok(lease) => lease,
                 Err(error) => {
                     if let (Some(load), Error::Connect { .. }) = (&load, &error) {
@@ -227,13 +243,14 @@ impl policy::Transport for Transport {
                 }
             };
             let reused = lease.reused;
-            match exchange(&mut lease, request, &key, upload.as_ref(), attempt).await {
+            match exchange(&mut lease, request, key, upload.as_ref(), attempt).await {
                 Ok(response) => {
                     if let Some(load) = &load {
                         load.succeeded();
                     }
                     let (mut head, incoming) = response.into_parts();
                     let fields = self.pool.settings().max_headers as usize;
+                    let http2 = head.version == Version::HTTP_2;
                     if let Err(wrong) = answer::check(&mut head, asked_to_upgrade, fields) {
                         if let Some(upload) = &upload {
                             upload.cancel();
@@ -241,7 +258,7 @@ impl policy::Transport for Transport {
                         return Err(Error::BadAnswer(wrong));
                     }
                     let upgraded = head.status == http::StatusCode::SWITCHING_PROTOCOLS;
-                    let body = UpstreamBody::new(incoming, lease, upload, load, upgraded);
+                    let body = UpstreamBody::new(incoming, lease, upload, load, upgraded, http2);
                     return Ok(http::Response::from_parts(head, body));
                 }
                 Err(Unanswered::Unsent(unsent, detail)) => {
@@ -250,7 +267,7 @@ impl policy::Transport for Transport {
                     }
                     attempt.start_over();
                     tries += 1;
-                    request = *unsent;
+                    *request = Some(*unsent);
                 }
                 Err(Unanswered::Failed(error)) => return Err(error),
             }
@@ -269,30 +286,37 @@ enum Unanswered {
 /// Hands the request to the connection and waits for the head of the answer.
 async fn exchange(
     lease: &mut Lease,
-    request: Request<SendBody>,
+    request: &mut Option<Request<SendBody>>,
     key: &Key,
     upload: Option<&Arc<Watch>>,
     attempt: &Attempt,
 ) -> Result<http::Response<Incoming>, Unanswered> {
     let reused = lease.reused;
-    match lease.connection() {
-        Some(Use::Solo(link)) => over_http1(link, request, reused, upload, attempt).await,
-        Some(Use::Stream(link)) => over_http2(link, request, reused, key, upload, attempt).await,
-        None => Err(Unanswered::Unsent(Box::new(request), "its connection was given back".to_owned())),
+    match (lease.connection(), request) {
+        (Some(Use::Solo(link)), request) => over_http1(link, request, reused, upload, attempt).await,
+        (Some(Use::Stream(link)), request) => over_http2(link, request, reused, key, upload, attempt).await,
+        (None, request) => {
+            let unsent = request.take().ok_or(Unanswered::Failed(Error::Panic))?;
+            Err(Unanswered::Unsent(Box::new(unsent), "its connection was given back".to_owned()))
+        }
     }
 }
 
 async fn over_http1(
     link: &mut Http1,
-    mut request: Request<SendBody>,
+    request: &mut Option<Request<SendBody>>,
     reused: bool,
     upload: Option<&Arc<Watch>>,
     attempt: &Attempt,
 ) -> Result<http::Response<Incoming>, Unanswered> {
-    request::for_http1(&mut request);
     let (written, read) = (link.wire.written(), link.wire.read());
-    attempt.reached(Phase::Sending);
-    let mut error = match link.sender.try_send_request(request).await {
+    let sending = {
+        let mut request = request.take().ok_or(Unanswered::Failed(Error::Panic))?;
+        request::for_http1(&mut request);
+        attempt.reached(Phase::Sending);
+        link.sender.try_send_request(request)
+    };
+    let mut error = match sending.await {
         Ok(response) => return Ok(response),
         Err(error) => error,
     };
@@ -319,16 +343,20 @@ async fn over_http1(
 
 async fn over_http2(
     link: &mut Http2,
-    mut request: Request<SendBody>,
+    request: &mut Option<Request<SendBody>>,
     reused: bool,
     key: &Key,
     upload: Option<&Arc<Watch>>,
     attempt: &Attempt,
 ) -> Result<http::Response<Incoming>, Unanswered> {
-    let authority = key.origin.authority();
-    let host = request::for_http2(&mut request, key.origin.scheme, &authority).map_err(Unanswered::Failed)?;
-    attempt.reached(Phase::Sending);
-    let mut error = match link.sender.try_send_request(request).await {
+    let (host, sending) = {
+        let mut request = request.take().ok_or(Unanswered::Failed(Error::Panic))?;
+        let authority = key.origin.authority();
+        let host = request::for_http2(&mut request, key.origin.scheme, &authority).map_err(Unanswered::Failed)?;
+        attempt.reached(Phase::Sending);
+        (host, link.sender.try_send_request(request))
+    };
+    let mut error = match sending.await {
         Ok(response) => return Ok(response),
         Err(error) => error,
     };

@@ -55,18 +55,18 @@ async fn a_broken_body_is_never_complete() {
         app.send(format!("{GET}\r\n")).await;
         let head = app.head().await;
         assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
-        let (rest, _) = app.end().await;
+        let (rest, end) = app.end().await;
         let rest = String::from_utf8(rest).unwrap();
         assert!(rest.contains("short") && !rest.ends_with("0\r\n\r\n"), "{answer:?}: {rest:?}");
+        // Not every client counts what it got.
+        assert!(end.is_err() || !head.contains("Content-Length"), "{answer:?}");
 
         // Without framing only a reset tells.
         let mut app = proxy.connect().await;
         app.send("GET http://up.test/ HTTP/1.0\r\n\r\n").await;
-        let head = app.head().await;
+        app.head().await;
         let (_, end) = app.end().await;
-        if !head.to_ascii_lowercase().contains("content-length") {
-            assert!(end.is_err(), "{answer:?}");
-        }
+        assert!(end.is_err(), "{answer:?}");
         proxy.stop().await;
     }
 }

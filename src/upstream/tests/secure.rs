@@ -293,3 +293,26 @@ async fn an_answer_dropped_early_resets_its_stream_alone() {
     assert_eq!(fetch(&transport).await.unwrap(), "two");
     assert_eq!(server.count(), 1);
 }
+
+#[tokio::test]
+async fn an_answer_is_complete_only_behind_the_end_of_its_stream() {
+    let ours = Authority::new();
+    let server = frames(ours.acceptor(&["localhost"], None, &["h2"]), |mut connection, number| async move {
+        while let Some(Ok((_, mut respond))) = connection.accept().await {
+            let mut body = respond.send_response(http::Response::new(()), false).unwrap();
+            body.send_data(Bytes::from_static(b"half"), number == 0).unwrap();
+            if number == 0 {
+                connection.graceful_shutdown();
+            } else {
+                // Its bytes go first: a reset takes back what was not sent yet.
+                let _ = tokio::time::timeout(Duration::from_millis(50), connection.accept()).await;
+                body.send_reset(h2::Reason::NO_ERROR);
+            }
+        }
+    })
+    .await;
+    let transport = transport(ours.settings(&server));
+    assert_eq!(fetch(&transport).await.unwrap(), "half");
+    let error = fetch(&transport).await.unwrap_err();
+    assert!(matches!(error, Error::Reset { answer_began: true, .. }), "{error:?}");
+}
