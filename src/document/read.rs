@@ -437,8 +437,9 @@ impl<'t> Reader<'t> {
     }
 }
 
-/// Reads a text as one block, for tests and for whoever has no layers.
-pub fn read_text<T>(text: &str, read: impl FnOnce(&mut Reader<'_>) -> T) -> (T, Problems) {
+/// Reads a text as one block.
+#[cfg(test)]
+pub(crate) fn read_text<T>(text: &str, read: impl FnOnce(&mut Reader<'_>) -> T) -> (T, Problems) {
     let mut problems = Problems::default();
     let file = Arc::new(PathBuf::from("text"));
     let place = Place { file: file.clone(), line: 1, column: 1 };
