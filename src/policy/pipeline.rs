@@ -35,6 +35,9 @@ use crate::telemetry::report::{RetryReason, Skipped};
 /// write fails. Bytes.
 const UNSENT_BODY: u64 = 64 * 1024;
 
+/// How an attempt ended.
+type Answered<B> = Result<http::Response<Carry<B>>>;
+
 impl Policies {
     /// Sends a request by the lane's policies. The answer's body carries what must be given back when it ends.
     ///
@@ -123,7 +126,7 @@ impl Policies {
     /// The retry loop: attempt, decide, wait, again.
     async fn repeat<T: Transport>(&self, call: &mut Call<'_, T>) -> Result<http::Response<Carry<T::Body>>> {
         let mut attempts = 0;
-        let mut last: Option<Box<Result<http::Response<Carry<T::Body>>>>> = None;
+        let mut last: Option<Box<Answered<T::Body>>> = None;
         let mut again = None;
         loop {
             let admission = match self.admit(&call.head.headers, call.exchange, call.deadline, true).await {
