@@ -108,7 +108,9 @@ pub enum Error {
     Misdirected,
     /// The head is larger than `limits` allow.
     HeadersTooLarge,
-    /// The app stopped sending its request body for `timeouts.idle`.
+    /// The head has more fields than `limits.max_headers` allows.
+    TooManyHeaders,
+    /// The app stopped sending its request: its head for `limits.header_timeout`, its body for `timeouts.idle`.
     AppSilent,
     /// The app hung up, or broke its request body off. Nobody reads the answer.
     AppGone,
@@ -172,7 +174,7 @@ impl Error {
             Error::UriTooLong => "uri_too_long",
             Error::Expectation => "expectation_failed",
             Error::Misdirected => "misdirected",
-            Error::HeadersTooLarge => "headers_too_large",
+            Error::HeadersTooLarge | Error::TooManyHeaders => "headers_too_large",
             Error::AppSilent => "app_silent",
             Error::AppGone => "app_gone",
             Error::Loop => "loop",
@@ -212,7 +214,7 @@ impl Error {
             Error::UriTooLong => 414,
             Error::Expectation => 417,
             Error::Misdirected => 421,
-            Error::HeadersTooLarge => 431,
+            Error::HeadersTooLarge | Error::TooManyHeaders => 431,
             Error::AppSilent => 408,
             Error::AppGone => 499,
             Error::Loop => 508,
@@ -242,6 +244,7 @@ impl Error {
             | Error::Expectation
             | Error::Misdirected
             | Error::HeadersTooLarge
+            | Error::TooManyHeaders
             | Error::AppSilent
             | Error::AppGone => "http_request_error",
             Error::Loop => "proxy_loop_detected",
@@ -276,6 +279,7 @@ impl Error {
             | Error::Expectation
             | Error::Misdirected
             | Error::HeadersTooLarge
+            | Error::TooManyHeaders
             | Error::AppSilent
             | Error::AppGone => Origin::App,
             Error::Loop
@@ -303,6 +307,7 @@ impl Error {
             | Error::Expectation
             | Error::Misdirected
             | Error::HeadersTooLarge
+            | Error::TooManyHeaders
             | Error::Loop
             | Error::Denied(_)
             | Error::CircuitOpen(_)
@@ -330,6 +335,7 @@ impl Error {
             | Error::Expectation
             | Error::Misdirected
             | Error::HeadersTooLarge
+            | Error::TooManyHeaders
             | Error::AppSilent
             | Error::AppGone
             | Error::Loop
@@ -353,10 +359,9 @@ impl fmt::Display for Error {
             Error::UriTooLong => f.write_str("the request target is too long (limits.max_header_bytes)"),
             Error::Expectation => f.write_str("the only expectation understood is 100-continue"),
             Error::Misdirected => f.write_str("this connection does not serve that host"),
-            Error::HeadersTooLarge => {
-                f.write_str("the request head is too large (limits.max_header_bytes, limits.max_headers)")
-            }
-            Error::AppSilent => f.write_str("the app stopped sending its request body (timeouts.idle)"),
+            Error::HeadersTooLarge => f.write_str("the request head is too large (limits.max_header_bytes)"),
+            Error::TooManyHeaders => f.write_str("the request head has too many fields (limits.max_headers)"),
+            Error::AppSilent => f.write_str("the app stopped sending its request (limits.header_timeout for its head, timeouts.idle for its body)"),
             Error::AppGone => f.write_str("the app hung up before it had its answer"),
             Error::Loop => f.write_str("the request leads back to Outrigger itself"),
             Error::Denied(Denial::Unmatched) => f.write_str(

@@ -45,6 +45,7 @@ impl Event {
             | Error::Expectation
             | Error::Misdirected
             | Error::HeadersTooLarge
+            | Error::TooManyHeaders
             | Error::AppSilent
             | Error::AppGone
             | Error::Loop

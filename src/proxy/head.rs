@@ -224,7 +224,7 @@ impl Head {
             }
             self.fields += 1;
             if self.fields > bounds.fields {
-                return Err(Error::HeadersTooLarge);
+                return Err(Error::TooManyHeaders);
             }
             self.field(text)?;
         }

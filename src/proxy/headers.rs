@@ -41,8 +41,11 @@ pub(crate) fn expects_continue(headers: &HeaderMap, version: Version) -> Result<
 /// (RFC 9113 sections 8.1.1 and 8.2.1).
 ///
 /// # Errors
-/// [`Error::BadRequest`] with what is wrong.
-pub(crate) fn check_http2(headers: &HeaderMap) -> Result<()> {
+/// [`Error::BadRequest`] with what is wrong; [`Error::TooManyHeaders`], which h2 doesn't count.
+pub(crate) fn check_http2(headers: &HeaderMap, max_fields: usize) -> Result<()> {
+    if headers.len() > max_fields {
+        return Err(Error::TooManyHeaders);
+    }
     if headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some() {
         return Err(Error::BadRequest("there is more than one Content-Length"));
     }
@@ -285,10 +288,11 @@ mod tests {
 
     #[test]
     fn what_http2_forbids_and_h2_lets_through_is_refused() {
-        assert!(check_http2(&map(&[("content-length", "5"), ("x", "a b"), ("y", "")])).is_ok());
-        assert!(check_http2(&map(&[("content-length", "5"), ("content-length", "5")])).is_err());
+        assert!(check_http2(&map(&[("content-length", "5"), ("x", "a b"), ("y", "")]), 3).is_ok());
+        assert!(check_http2(&map(&[("content-length", "5"), ("content-length", "5")]), 3).is_err());
+        assert!(check_http2(&map(&[("a", "1"), ("b", "1"), ("c", "1"), ("c", "2")]), 3).is_err());
         for value in [" a", "a ", "\ta", "a\t", " "] {
-            assert!(check_http2(&map(&[("x", value)])).is_err(), "{value:?}");
+            assert!(check_http2(&map(&[("x", value)]), 3).is_err(), "{value:?}");
         }
     }
 

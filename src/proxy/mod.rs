@@ -188,11 +188,6 @@ fn prepare(
     record: &mut Record,
 ) -> Result<Step> {
     if let Some(refusal) = connection.link.as_ref().and_then(|link| link.refusal(request.method())) {
-        if matches!(refusal, Error::HeadersTooLarge | Error::UriTooLong) {
-            connection.proxy.metrics.limit_refused(Limit::HeaderBytes);
-        } else if matches!(refusal, Error::AppSilent) {
-            connection.proxy.metrics.limit_refused(Limit::HeaderTime);
-        }
         return Err(refusal);
     }
     if request.extensions().get::<hyper::ext::Protocol>().is_some() {
@@ -200,7 +195,7 @@ fn prepare(
     }
     let version = request.version();
     if version == Version::HTTP_2 {
-        headers::check_http2(request.headers())?;
+        headers::check_http2(request.headers(), table.config.limits.max_headers.get() as usize)?;
     }
     let target = target::read(request.method(), request.uri(), version, request.headers())?;
     record.asked(target.clone());
@@ -361,11 +356,27 @@ fn tunnelled(
     Response::new(ResponseBody::empty())
 }
 
+/// Which of `limits` refused a request's head.
+fn limit(error: &Error, record: &Record) -> Option<Limit> {
+    // Once there was an attempt it is the body in which an app falls silent.
+    let in_head = record.progress().attempts == 0;
+    if matches!(error, Error::HeadersTooLarge | Error::UriTooLong) {
+        Some(Limit::HeaderBytes)
+    } else if matches!(error, Error::TooManyHeaders) {
+        Some(Limit::Headers)
+    } else {
+        (in_head && matches!(error, Error::AppSilent)).then_some(Limit::HeaderTime)
+    }
+}
+
 /// Answers with an error.
 fn refused(connection: &Connection, mut error: Error, asked: Asked, mut record: Box<Record>) -> Response<ResponseBody> {
     if let (Error::AppGone, Some(what)) = (&error, connection.link.as_ref().and_then(|link| link.broken())) {
         // It is still there, but its body was no HTTP.
         error = Error::BadRequest(what);
+    }
+    if let Some(limit) = limit(&error, &record) {
+        connection.proxy.metrics.limit_refused(limit);
     }
     record.failed(error.clone());
     let (mut head, body) = respond::answer(&error, asked, record.progress()).into_parts();

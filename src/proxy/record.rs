@@ -197,9 +197,12 @@ fn skipped(number: u8) -> Option<Skipped> {
 /// What a refusal of our own is counted as.
 fn rejected(error: &Error) -> Option<Rejected> {
     match error {
-        Error::BadRequest(_) | Error::UriTooLong | Error::Expectation | Error::Misdirected | Error::HeadersTooLarge => {
-            Some(Rejected::BadRequest)
-        }
+        Error::BadRequest(_)
+        | Error::UriTooLong
+        | Error::Expectation
+        | Error::Misdirected
+        | Error::HeadersTooLarge
+        | Error::TooManyHeaders => Some(Rejected::BadRequest),
         Error::Loop => Some(Rejected::Loop),
         Error::Denied(Denial::Unmatched | Denial::Address(..) | Denial::ConnectPort(_) | Denial::Connect) => {
             Some(Rejected::Denied)
