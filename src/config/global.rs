@@ -6,8 +6,8 @@ use crate::document::Reader;
 use crate::document::tree::Node;
 use crate::units::show_size;
 
-/// hyper's HTTP/1 parser needs this much of a buffer.
-const LEAST_HEADER_BYTES: u64 = 8 << 10;
+/// Less has no room for what any HTTP client sends.
+const LEAST_HEADER_BYTES: u64 = 1 << 10;
 const MOST_HEADER_BYTES: u64 = 16 << 20;
 
 /// `version`
@@ -144,7 +144,7 @@ pub(crate) fn limits(reader: &mut Reader<'_>, memory: Option<u64>) -> Limits {
         && !(LEAST_HEADER_BYTES..=MOST_HEADER_BYTES).contains(&limits.max_header_bytes)
         && limits.max_header_bytes != 1
     {
-        reader.problem("max_header_bytes", "must be from 8KiB to 16MiB".to_owned(), None);
+        reader.problem("max_header_bytes", "must be from 1KiB to 16MiB".to_owned(), None);
     }
     if limits.max_headers.get() > 10_000 {
         reader.problem("max_headers", "must be at most 10000".to_owned(), None);

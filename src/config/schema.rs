@@ -139,7 +139,7 @@ pub const KEYS: &[Key] = &[
     key(Top, "dns.hosts_file", Boolean, "Whether `/etc/hosts` is read."),
     key(Top, "limits", Block, "Bounds."),
     key(Top, "limits.max_connections", Count, "Connections of apps."),
-    key(Top, "limits.max_header_bytes", Size, "Of one head, an app's or an upstream's; 8KiB to 16MiB."),
+    key(Top, "limits.max_header_bytes", Size, "Of one head, an app's or an upstream's; 1KiB to 16MiB."),
     key(Top, "limits.max_headers", Count, "Fields of one head."),
     key(Top, "limits.header_timeout", Duration, "How long an app may take to send a head."),
     key(
@@ -195,7 +195,7 @@ pub const KEYS: &[Key] = &[
     key(Policy, "retry.max_attempts", Count, "The first one included; 1 switches retries off."),
     key(Policy, "retry.on", Words, "`connect_failure`, `reset`, `timeout`, statuses from 400 to 599, `4xx`, `5xx`."),
     key(Policy, "retry.methods", Words, "Methods that may be repeated after the upstream may have seen the request."),
-    key(Policy, "retry.idempotency_headers", Words, "A request with one of these may be retried whatever its method."),
+    key(Policy, "retry.idempotency_headers", Text, "A request with one of these may be retried whatever its method."),
     key(
         Policy,
         "retry.generate_idempotency_key",

@@ -111,6 +111,11 @@ impl Policies {
                 Ok(connection) => return Ok(connection),
                 Err(error) => error,
             };
+            // Refused by ourselves after all: nothing was dialled, and the failure before stands.
+            if error.origin() == Origin::Proxy {
+                exchange.attempts.store(attempts - 1, Ordering::Relaxed);
+                return Err(self.refuse(error, failed.take(), exchange));
+            }
             // The request itself is never sent on a tunnel, so every failure here came before that.
             match self.decide(Outcome::Failure(&error), attempts, true, true, None, deadline, exchange) {
                 None => return Err(error),

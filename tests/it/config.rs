@@ -176,7 +176,7 @@ fn secrets_are_in_no_view_of_the_configuration() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("token"), "hunter2\n").unwrap();
     let yaml = "version: 1\nadmin_token: ${file:token}\nupstreams:\n  a:\n    hosts: [\"${HOST}\"]\n    timeouts: {attempt: \"${T}\"}\n    \
-                rate_limit: {requests: 1, key: \"header:${K}\"}\n    routes:\n      - {name: r, match: {path: \"/${P}\"}}\n";
+                rate_limit: {requests: 1, key: \"header:${K}\"}\n    retry: {idempotency_headers: [\"${K}\"]}\n    routes:\n      - {name: r, match: {path: \"/${P}\"}}\n";
     let loaded = load_text(yaml, &dir.path().join("f.yaml"), Options::default(), &|name| match name {
         "HOST" => Some("a.example".to_owned()),
         "T" => Some("3s".to_owned()),

@@ -25,6 +25,34 @@ async fn large_heads_are_431_and_long_targets_414() {
         assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{head}");
     }
     assert!(origin.seen().is_empty());
+    let metrics = proxy.metrics().await;
+    for counted in ["{limit=\"max_header_bytes\"} 2", "{limit=\"max_headers\"} 1", "{limit=\"header_timeout\"} 0"] {
+        assert!(metrics.contains(&format!("outrigger_limit_refused_total{counted}\n")), "{metrics}");
+    }
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn small_bounds_hold_to_the_byte_both_ways() {
+    let answer = |total: usize| {
+        let head = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX: ";
+        format!("{head}{}\r\n\r\nok", "x".repeat(total - head.len() - 4))
+    };
+    for (total, status) in [(1024, 200), (1025, 502)] {
+        let answer: &'static str = answer(total).leak();
+        let origin = Origin::answering(answer).await;
+        let proxy = Proxy::for_origin(&origin, "    retry: off\nlimits: {max_header_bytes: 1KiB}\n").await;
+        let got = proxy.talk(b"GET / HTTP/1.1\r\nHost: up.test\r\nConnection: close\r\n\r\n").await;
+        assert!(got.starts_with(&format!("HTTP/1.1 {status} ")), "{total}: {got}");
+        proxy.stop().await;
+    }
+    let origin = Origin::answering(OK).await;
+    let proxy = Proxy::for_origin(&origin, "limits: {max_header_bytes: 1KiB}\n").await;
+    for (total, status) in [(1024, 200), (1025, 431)] {
+        let head = "GET / HTTP/1.1\r\nHost: up.test\r\nConnection: close\r\nX: ";
+        let got = proxy.talk(format!("{head}{}\r\n\r\n", "x".repeat(total - head.len() - 4)).as_bytes()).await;
+        assert!(got.starts_with(&format!("HTTP/1.1 {status} ")), "{total}: {got}");
+    }
     proxy.stop().await;
 }
 
