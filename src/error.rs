@@ -95,6 +95,15 @@ pub enum Denial {
     Connect,
 }
 
+/// Which bound a head is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadBound {
+    /// `limits.max_header_bytes`
+    Bytes,
+    /// `limits.max_headers`
+    Fields,
+}
+
 /// What happened instead of an answer.
 #[derive(Clone, Debug)]
 pub enum Error {
@@ -107,7 +116,7 @@ pub enum Error {
     /// The request is for a host that this connection does not serve.
     Misdirected,
     /// The head is larger than `limits` allow.
-    HeadersTooLarge,
+    HeadersTooLarge(HeadBound),
     /// The app stopped sending its request body for `timeouts.idle`.
     AppSilent,
     /// The app hung up, or broke its request body off. Nobody reads the answer.
@@ -172,7 +181,7 @@ impl Error {
             Error::UriTooLong => "uri_too_long",
             Error::Expectation => "expectation_failed",
             Error::Misdirected => "misdirected",
-            Error::HeadersTooLarge => "headers_too_large",
+            Error::HeadersTooLarge(_) => "headers_too_large",
             Error::AppSilent => "app_silent",
             Error::AppGone => "app_gone",
             Error::Loop => "loop",
@@ -212,7 +221,7 @@ impl Error {
             Error::UriTooLong => 414,
             Error::Expectation => 417,
             Error::Misdirected => 421,
-            Error::HeadersTooLarge => 431,
+            Error::HeadersTooLarge(_) => 431,
             Error::AppSilent => 408,
             Error::AppGone => 499,
             Error::Loop => 508,
@@ -241,7 +250,7 @@ impl Error {
             | Error::UriTooLong
             | Error::Expectation
             | Error::Misdirected
-            | Error::HeadersTooLarge
+            | Error::HeadersTooLarge(_)
             | Error::AppSilent
             | Error::AppGone => "http_request_error",
             Error::Loop => "proxy_loop_detected",
@@ -275,7 +284,7 @@ impl Error {
             | Error::UriTooLong
             | Error::Expectation
             | Error::Misdirected
-            | Error::HeadersTooLarge
+            | Error::HeadersTooLarge(_)
             | Error::AppSilent
             | Error::AppGone => Origin::App,
             Error::Loop
@@ -302,7 +311,7 @@ impl Error {
             | Error::UriTooLong
             | Error::Expectation
             | Error::Misdirected
-            | Error::HeadersTooLarge
+            | Error::HeadersTooLarge(_)
             | Error::Loop
             | Error::Denied(_)
             | Error::CircuitOpen(_)
@@ -329,7 +338,7 @@ impl Error {
             | Error::UriTooLong
             | Error::Expectation
             | Error::Misdirected
-            | Error::HeadersTooLarge
+            | Error::HeadersTooLarge(_)
             | Error::AppSilent
             | Error::AppGone
             | Error::Loop
@@ -353,10 +362,13 @@ impl fmt::Display for Error {
             Error::UriTooLong => f.write_str("the request target is too long (limits.max_header_bytes)"),
             Error::Expectation => f.write_str("the only expectation understood is 100-continue"),
             Error::Misdirected => f.write_str("this connection does not serve that host"),
-            Error::HeadersTooLarge => {
-                f.write_str("the request head is too large (limits.max_header_bytes, limits.max_headers)")
+            Error::HeadersTooLarge(HeadBound::Bytes) => {
+                f.write_str("the request head is too large (limits.max_header_bytes)")
             }
-            Error::AppSilent => f.write_str("the app stopped sending its request body (timeouts.idle)"),
+            Error::HeadersTooLarge(HeadBound::Fields) => {
+                f.write_str("the request head has too many fields (limits.max_headers)")
+            }
+            Error::AppSilent => f.write_str("the app stopped sending its request (limits.header_timeout for its head, timeouts.idle for its body)"),
             Error::AppGone => f.write_str("the app hung up before it had its answer"),
             Error::Loop => f.write_str("the request leads back to Outrigger itself"),
             Error::Denied(Denial::Unmatched) => f.write_str(

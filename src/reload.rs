@@ -15,6 +15,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 pub use listeners::Place;
+pub(crate) use status::warn;
 pub use status::{Cause, Status};
 
 use crate::admin::{self, Admin, Surface};
@@ -176,7 +177,7 @@ impl Reloader {
         let news = cause != Cause::Again || *status.problems != *self.last.load().problems;
         let status = Arc::new(status);
         if news {
-            status.tell();
+            status.tell(&self.last.load());
             self.proxy.metrics.reload(status.took_effect());
             self.last.store(status.clone());
         }

@@ -10,7 +10,7 @@ use crate::upstream::{Lane, Upstream};
 
 /// The metrics in the text exposition format, as of `now`.
 pub(super) fn scrape(metrics: &Metrics, table: &Table, replay: &ReplayMemory, now: Instant) -> String {
-    metrics.set_replay_bytes(replay.held());
+    metrics.set_replay(replay.held(), replay.refused());
     for upstream in table.upstreams.iter().chain([&table.unmatched]) {
         show(upstream, now);
     }

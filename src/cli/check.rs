@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Args;
-use serde_json::{Value as Json, json};
+use serde_json::json;
 
 use crate::cli::{ConfigFile, Format, colour};
 use crate::config::load::{self, Loaded};
@@ -74,22 +74,10 @@ fn text(path: &Path, loaded: &Loaded, strict: bool) -> String {
 }
 
 fn json_report(loaded: &Loaded, valid: bool) -> String {
-    let list = |problems: &[Problem]| problems.iter().map(json_problem).collect::<Vec<_>>();
+    let list = |problems: &[Problem]| problems.iter().map(Problem::json).collect::<Vec<_>>();
     let problems = &loaded.problems;
     let report = json!({"valid": valid, "errors": list(&problems.errors), "warnings": list(&problems.warnings)});
     format!("{report:#}\n")
-}
-
-fn json_problem(problem: &Problem) -> Json {
-    let place = problem.place.as_ref();
-    json!({
-        "file": place.map(|place| place.file.display().to_string()),
-        "line": place.map(|place| place.line),
-        "column": place.map(|place| place.column),
-        "path": problem.path,
-        "message": problem.message,
-        "help": problem.help,
-    })
 }
 
 /// A reader that went away, as `| head` does, is no failure of the check.

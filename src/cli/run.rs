@@ -13,7 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::app::App;
 use crate::config::Config;
 use crate::config::load::{self, Options};
-use crate::document::Problem;
+use crate::reload;
 use crate::telemetry::logging::Logging;
 
 /// Descriptors besides connections: listeners, files, the runtime's own.
@@ -35,12 +35,12 @@ pub fn run(config: PathBuf) -> ExitCode {
 fn start(path: &Path) -> Result<ExitCode, String> {
     let loaded = load::load(path, Options::default()).map_err(|error| format!("{}: {error}", path.display()))?;
     let Some(config) = loaded.config else {
-        let problems: Vec<String> = loaded.problems.errors.iter().map(|problem| show(path, problem)).collect();
-        return Err(format!("the configuration is not valid\n{}", problems.join("\n")));
+        let problems: Vec<String> = loaded.problems.errors.iter().map(ToString::to_string).collect();
+        return Err(format!("{} is not valid\n{}", path.display(), problems.join("\n")));
     };
     let (logging, _written) = Logging::install(&config.log)?;
     for warning in &loaded.problems.warnings {
-        tracing::warn!(detail = show(path, warning), "a danger in the configuration");
+        reload::warn(warning);
     }
     raise_descriptor_limit(&config);
     let runtime = runtime().map_err(|error| format!("the runtime can't be started: {error}"))?;
@@ -113,15 +113,4 @@ fn raise_descriptor_limit(config: &Config) {
             "the limit of open files is lower than limits.max_connections and the upstreams' connections.max together"
         );
     }
-}
-
-/// `file:line:column: setting: what is wrong (what would be right)`
-fn show(path: &Path, problem: &Problem) -> String {
-    let place = match &problem.place {
-        Some(place) => format!("{}:{}:{}", place.file.display(), place.line, place.column),
-        None => path.display().to_string(),
-    };
-    let setting = if problem.path.is_empty() { String::new() } else { format!(" {}:", problem.path) };
-    let help = problem.help.as_ref().map(|help| format!(" ({help})")).unwrap_or_default();
-    format!("{place}:{setting} {}{help}", problem.message)
 }

@@ -12,7 +12,8 @@ use crate::config::tls::Files;
 use crate::config::upstream::{self, Seen};
 use crate::config::{Config, checks, effective, global, schema};
 use crate::document::expand::{self, Sources};
-use crate::document::tree::{Layer, MAX_BYTES, Node};
+use crate::document::parse::MAX_BYTES;
+use crate::document::tree::{Layer, Node};
 use crate::document::{Place, Problem, Problems, Reader};
 use crate::units::show_size;
 
@@ -61,7 +62,7 @@ pub fn load(path: &Path, options: Options) -> std::io::Result<Loaded> {
             let column = valid.rsplit('\n').next().unwrap_or("").chars().count() + 1;
             let place = Place { file: Arc::new(path.to_owned()), line, column };
             problems.error(Some(place), "", "this is not UTF-8 text", Some("save the file as UTF-8"));
-            Ok(Loaded { config: None, problems, text: String::new() })
+            Ok(Loaded { config: None, problems, text: masked(&String::from_utf8_lossy(error.as_bytes())) })
         }
     }
 }

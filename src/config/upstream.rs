@@ -4,8 +4,6 @@ use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use http::Method;
-
 use crate::address::{AddressRule, AddressSet};
 use crate::config::layers::Layers;
 use crate::config::tls::Files;
@@ -231,13 +229,7 @@ fn route(
 
 /// `match`; `None` where it is wrong.
 fn matching(reader: &mut Reader<'_>) -> Option<Match> {
-    let methods = reader.list("methods", |text| match Method::from_bytes(text.as_bytes()) {
-        Ok(method) if text.bytes().any(|b| b.is_ascii_lowercase()) => {
-            Err(format!("methods are case-sensitive: write `{}`", method.as_str().to_ascii_uppercase()))
-        }
-        Ok(method) => Ok(method),
-        Err(_) => Err(format!("`{text}` is not an HTTP method")),
-    });
+    let methods = reader.list("methods", retry::method);
     let has_path = reader.has("path");
     let path = reader.parsed("path", path);
     let regex = reader.parsed("path_regex", path_regex);

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use annotate_snippets::{AnnotationKind, Level, Origin, Renderer, Snippet};
+use serde_json::{Value, json};
 
 /// Longer lines are not printed, only their place.
 const LONGEST_LINE_SHOWN: usize = 400;
@@ -57,6 +58,19 @@ impl fmt::Display for Problem {
 }
 
 impl Problem {
+    /// For programs: `file`, `line`, `column`, `setting`, `message` and `help`.
+    pub fn json(&self) -> Value {
+        let place = self.place.as_ref();
+        json!({
+            "file": place.map(|place| place.file.display().to_string()),
+            "line": place.map(|place| place.line),
+            "column": place.map(|place| place.column),
+            "setting": self.path,
+            "message": self.message,
+            "help": self.help,
+        })
+    }
+
     fn title(&self) -> String {
         if self.path.is_empty() { self.message.clone() } else { format!("{}: {}", self.path, self.message) }
     }

@@ -361,11 +361,17 @@ impl<'t> Reader<'t> {
     fn whole(&mut self, key: &'static str, meaning_of_less: Option<&str>) -> Option<NonZeroU32> {
         let node = self.node.get(key)?;
         let scalar = self.scalar(key, node)?;
+        let leading_zero = scalar.text.len() > 1 && scalar.text.starts_with('0');
         let digits = scalar.plain && !scalar.text.is_empty() && scalar.text.bytes().all(|b| b.is_ascii_digit());
         match scalar.text.parse::<u64>() {
             Ok(0) if digits => {
                 let meaning = meaning_of_less.map(|meaning| format!(" ({meaning})")).unwrap_or_default();
                 self.problem(key, format!("must be at least 1{meaning}"), None);
+                None
+            }
+            // Some YAML reads 010 as 8, some as 10.
+            Ok(_) if digits && leading_zero => {
+                self.refuse(key, scalar, "must be a whole number without a leading 0", None);
                 None
             }
             Ok(number) if digits => match u32::try_from(number).ok().and_then(NonZeroU32::new) {

@@ -44,7 +44,7 @@ impl Event {
             | Error::UriTooLong
             | Error::Expectation
             | Error::Misdirected
-            | Error::HeadersTooLarge
+            | Error::HeadersTooLarge(_)
             | Error::AppSilent
             | Error::AppGone
             | Error::Loop

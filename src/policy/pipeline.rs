@@ -209,10 +209,10 @@ impl Policies {
         let began = Instant::now();
         let until = deadline.at(exchange, began);
         if let Some(rate_limit) = &self.rate_limit {
-            let (bucket, max_wait) = rate_limit.bucket(headers, began);
+            let (bucket, max_wait) = rate_limit.bucket(headers, began, || self.upstream.bucket_forgotten());
             if !bucket.try_acquire(began) {
                 // Waiting is rare; boxed it takes no room in every request's future.
-                let result = Box::pin(bucket.acquire(max_wait, until)).await;
+                let result = Box::pin(self.in_line(bucket.acquire(max_wait, until))).await;
                 self.upstream.token_waited(began.elapsed());
                 result.inspect_err(|_| Exchange::add(&exchange.waited, began.elapsed()))?;
             } else {
@@ -223,7 +223,7 @@ impl Policies {
         if let Some(concurrency) = self.concurrency.as_ref().filter(|_| with_slot) {
             admission.slot = concurrency.try_acquire();
             if admission.slot.is_none() {
-                let result = Box::pin(concurrency.acquire(until)).await;
+                let result = Box::pin(self.in_line(concurrency.acquire(until))).await;
                 admission.slot = Some(result.inspect_err(|_| Exchange::add(&exchange.waited, began.elapsed()))?);
             }
         }
@@ -235,6 +235,12 @@ impl Policies {
         }
         admission.check(now)?;
         Ok(admission)
+    }
+
+    /// Counts as queued whoever waits like this.
+    async fn in_line<R>(&self, wait: impl Future<Output = R>) -> R {
+        let _queued = self.upstream.queued();
+        wait.await
     }
 
     /// Whether to send again, and after how long. Says why not where a retry was wanted.

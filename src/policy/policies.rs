@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderName;
 use tokio::time::Instant;
 
 use crate::document::Reader;
@@ -169,6 +170,11 @@ impl Policies {
     /// Orders the circuit; false where there is no breaker.
     pub fn order(&self, order: Override) -> bool {
         self.breaker.as_ref().map(|breaker| breaker.order(order)).is_some()
+    }
+
+    /// What `retry` calls an idempotency header; none where it is `off`.
+    pub fn idempotency_headers(&self) -> &[HeaderName] {
+        self.settings.retry.as_ref().map_or(&[], |retry| &retry.idempotency_headers)
     }
 
     /// `timeouts.tunnel_idle`

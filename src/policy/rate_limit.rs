@@ -89,8 +89,6 @@ struct Keyed {
     by_key: HashMap<u64, (u64, Arc<Bucket>)>,
     by_use: BTreeMap<u64, u64>,
     uses: u64,
-    /// How many were forgotten for want of room.
-    evicted: u64,
 }
 
 impl RateLimit {
@@ -119,8 +117,8 @@ impl RateLimit {
         state.settings = settings.clone();
     }
 
-    /// The bucket of a request, and how long it may wait there.
-    pub fn bucket(&self, headers: &HeaderMap, now: Instant) -> (Arc<Bucket>, Duration) {
+    /// The bucket of a request, and how long it may wait there. `forgotten` is told when another one went to make room.
+    pub fn bucket(&self, headers: &HeaderMap, now: Instant, forgotten: impl FnOnce()) -> (Arc<Bucket>, Duration) {
         let mut state = self.lock();
         let State { settings, buckets } = &mut *state;
         let bucket = match (buckets, &settings.key) {
@@ -128,10 +126,10 @@ impl RateLimit {
             (Buckets::Keyed(keyed), Key::Header(name)) => {
                 // Requests without the header share a bucket too.
                 let key = self.hasher.hash_one(headers.get(name).map(|value| value.as_bytes()));
-                keyed.bucket(key, settings, now)
+                keyed.bucket(key, settings, now, forgotten)
             }
             // `Buckets::of` makes keyed buckets for a header key only; any other would be a bucket for nobody.
-            (Buckets::Keyed(keyed), Key::Upstream) => keyed.bucket(0, settings, now),
+            (Buckets::Keyed(keyed), Key::Upstream) => keyed.bucket(0, settings, now, forgotten),
         };
         (bucket, settings.max_wait)
     }
@@ -153,14 +151,6 @@ impl RateLimit {
         }
     }
 
-    /// How many keyed buckets were forgotten for want of room.
-    pub fn evicted(&self) -> u64 {
-        match &self.lock().buckets {
-            Buckets::One(_) => 0,
-            Buckets::Keyed(keyed) => keyed.evicted,
-        }
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -176,7 +166,7 @@ impl Buckets {
 }
 
 impl Keyed {
-    fn bucket(&mut self, key: u64, settings: &Settings, now: Instant) -> Arc<Bucket> {
+    fn bucket(&mut self, key: u64, settings: &Settings, now: Instant, forgotten: impl FnOnce()) -> Arc<Bucket> {
         self.uses += 1;
         if let Some((used, bucket)) = self.by_key.get_mut(&key) {
             self.by_use.remove(used);
@@ -188,7 +178,7 @@ impl Keyed {
             && let Some((_, oldest)) = self.by_use.pop_first()
         {
             self.by_key.remove(&oldest);
-            self.evicted += 1;
+            forgotten();
         }
         let bucket = Arc::new(Bucket::new(settings, now));
         self.by_key.insert(key, (self.uses, bucket.clone()));
@@ -426,7 +416,7 @@ mod tests {
     }
 
     async fn acquire(limit: &RateLimit, deadline: Option<Instant>) -> Result<()> {
-        let (bucket, max_wait) = limit.bucket(&HeaderMap::new(), Instant::now());
+        let (bucket, max_wait) = limit.bucket(&HeaderMap::new(), Instant::now(), || {});
         bucket.acquire(max_wait, deadline).await
     }
 
@@ -488,7 +478,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_pause_shuts_the_bucket_and_the_longest_holds() {
         let limit = RateLimit::new(settings(100, 100, 0), Instant::now());
-        let (bucket, _) = limit.bucket(&HeaderMap::new(), Instant::now());
+        let (bucket, _) = limit.bucket(&HeaderMap::new(), Instant::now(), || {});
         bucket.pause(Duration::from_secs(2), Instant::now());
         bucket.pause(Duration::from_secs(1), Instant::now());
         assert!(matches!(acquire(&limit, None).await, Err(Error::RateLimited(wait)) if wait == Duration::from_secs(2)));
@@ -518,10 +508,14 @@ mod tests {
         let mut keyed = settings(1, 1, 0);
         keyed.key = Key::Header("x-tenant".parse().unwrap());
         let limit = RateLimit::new(keyed, Instant::now());
+        let forgotten = AtomicUsize::new(0);
+        let forget = || {
+            forgotten.fetch_add(1, Ordering::Relaxed);
+        };
         let take = async |tenant: usize| {
             let mut headers = HeaderMap::new();
             headers.insert("x-tenant", tenant.into());
-            let (bucket, max_wait) = limit.bucket(&headers, Instant::now());
+            let (bucket, max_wait) = limit.bucket(&headers, Instant::now(), forget);
             bucket.acquire(max_wait, None).await.is_ok()
         };
         assert!(take(0).await && take(1).await);
@@ -533,6 +527,6 @@ mod tests {
         assert!(take(KEYED_BUCKETS).await);
         assert!(!take(0).await);
         assert!(take(1).await, "forgotten");
-        assert_eq!(limit.evicted(), 2);
+        assert_eq!(forgotten.load(Ordering::Relaxed), 2);
     }
 }

@@ -44,9 +44,7 @@ impl Settings {
         Settings {
             max_attempts: reader.count("max_attempts", "1 switches retries off"),
             on: Events::read(reader, "on"),
-            methods: reader.list("methods", |word| {
-                Method::from_bytes(word.as_bytes()).map_err(|_| format!("`{word}` is not an HTTP method"))
-            }),
+            methods: reader.list("methods", method),
             idempotency_headers: reader
                 .list("idempotency_headers", |word| word.parse().map_err(|_| format!("`{word}` is not a header name"))),
             generate_idempotency_key: reader.boolean("generate_idempotency_key"),
@@ -57,6 +55,20 @@ impl Settings {
             budget: reader.block("budget", budget::Settings::read),
             max_body: reader.size("max_body"),
         }
+    }
+}
+
+/// Reads a method as a configuration writes it.
+///
+/// # Errors
+/// A sentence that says what would be right. A method in lower case is another one, which nobody means.
+pub fn method(text: &str) -> Result<Method, String> {
+    match Method::from_bytes(text.as_bytes()) {
+        Ok(method) if text.bytes().any(|b| b.is_ascii_lowercase()) => {
+            Err(format!("methods are case-sensitive: write `{}`", method.as_str().to_ascii_uppercase()))
+        }
+        Ok(method) => Ok(method),
+        Err(_) => Err(format!("`{text}` is not an HTTP method")),
     }
 }
 

@@ -39,6 +39,8 @@ pub(crate) enum Step {
     Refused,
     /// Takes the request and never answers.
     Hang,
+    /// Takes the request and meets a bug of ours.
+    Panic,
     /// Waits this long, then goes on.
     After(Duration, Box<Step>),
 }
@@ -113,6 +115,7 @@ impl Transport for Script {
                 return Ok(http::Response::new(body));
             }
             Step::Hang => return std::future::pending().await,
+            Step::Panic => panic!("a bug"),
             Step::Stale(_) => return Err(reset(Sent::Maybe, true)),
             Step::Reset | Step::Refused | Step::After(..) => return Err(reset(Sent::Maybe, false)),
         };
@@ -171,6 +174,7 @@ pub(crate) struct Bench {
     pub(crate) policies: Arc<Policies>,
     pub(crate) script: Arc<Script>,
     pub(crate) replay: Arc<ReplayMemory>,
+    pub(crate) upstream: Arc<UpstreamReport>,
 }
 
 /// What an app got, and what the exchange noted.
@@ -206,8 +210,8 @@ impl Bench {
         let replay = ReplayMemory::new(64 << 20);
         let heritage = Heritage { old: None, parent: None, own: OwnState::default() };
         let (upstream, lane) = (UpstreamReport::for_test("test"), LaneReport::for_test());
-        let policies = Policies::new(settings, &heritage, replay.clone(), upstream, lane, Instant::now());
-        Bench { policies: Arc::new(policies), script: Script::new(steps), replay }
+        let policies = Policies::new(settings, &heritage, replay.clone(), upstream.clone(), lane, Instant::now());
+        Bench { policies: Arc::new(policies), script: Script::new(steps), replay, upstream }
     }
 
     pub(crate) async fn get(&self) -> Got {

@@ -1,5 +1,6 @@
 //! Tests of the policies together: what an app gets and what its upstream sees, on paused time.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -14,6 +15,7 @@ use crate::policy::Dial;
 use crate::policy::rate_limit;
 use crate::policy::testing::{Bench, Step, settings};
 use crate::policy::{budget, concurrency};
+use crate::proxy::unwind::CatchUnwind;
 use crate::telemetry::report::{CircuitState, Skipped};
 use crate::units::Ratio;
 
@@ -169,6 +171,68 @@ async fn an_app_that_hangs_up_gives_back_its_probe_and_its_slot() {
     }
     assert_eq!(bench.get().await.status(), 200);
     assert_eq!(bench.policies.status(Instant::now()).circuit.unwrap().state, CircuitState::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_gives_back_the_probe_the_slot_and_the_kept_body() {
+    let mut settings = settings();
+    settings.retry.as_mut().unwrap().max_attempts = NonZeroU32::MIN;
+    settings.concurrency = Some(concurrency::Settings {
+        max_in_flight: 1.try_into().unwrap(),
+        max_queue: 1.try_into().unwrap(),
+        max_wait: Duration::ZERO,
+    });
+    let steps = std::iter::repeat_n(Step::Answer(500, ""), 5).chain([Step::Panic, Step::Panic, OK]);
+    let bench = Bench::new(settings, steps);
+    for _ in 0..5 {
+        bench.get().await;
+    }
+    tokio::time::advance(Duration::from_secs(30)).await;
+    for _ in 0..2 {
+        {
+            let request = std::pin::pin!(bench.send(Method::PUT, &[], "kept"));
+            assert!(CatchUnwind(request).await.is_err());
+        }
+        assert_eq!(bench.policies.status(Instant::now()).in_flight, Some(0));
+        assert_eq!(bench.replay.held(), 0);
+    }
+    assert_eq!(bench.get().await.status(), 200, "the next probe goes");
+    assert_eq!(bench.policies.status(Instant::now()).circuit.unwrap().state, CircuitState::Closed);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_slot_or_a_token_is_shown_as_queued() {
+    let mut waits_for_slot = settings();
+    waits_for_slot.concurrency = Some(concurrency::Settings {
+        max_in_flight: 1.try_into().unwrap(),
+        max_queue: 1.try_into().unwrap(),
+        max_wait: Duration::from_secs(1),
+    });
+    let mut waits_for_token = settings();
+    waits_for_token.rate_limit = Some(rate_limit::Settings {
+        requests: 1.try_into().unwrap(),
+        per: Duration::from_secs(10),
+        burst: 1.try_into().unwrap(),
+        max_wait: Duration::from_secs(20),
+        key: rate_limit::Key::Upstream,
+        pause_on_retry_after: true,
+    });
+    for settings in [waits_for_slot, waits_for_token] {
+        let bench = Bench::new(settings, [OK]);
+        let _held = bench.get().await;
+        assert_eq!(bench.upstream.now().queued, 0);
+        assert!(
+            tokio::time::timeout(Duration::from_millis(500), async {
+                tokio::join!(bench.get(), async {
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    assert_eq!(bench.upstream.now().queued, 1);
+                })
+            })
+            .await
+            .is_err()
+        );
+        assert_eq!(bench.upstream.now().queued, 0);
+    }
 }
 
 #[tokio::test(start_paused = true)]

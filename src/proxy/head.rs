@@ -4,7 +4,7 @@
 //! chunks) and refuses what hyper would repair or hide, such as a `Content-Length` beside a `Transfer-Encoding`, a bare
 //! line feed or a fragment (RFC 9112 sections 2.2, 3, 5 and 6). It copies nothing and keeps a few counters.
 
-use crate::error::Error;
+use crate::error::{Error, HeadBound};
 use crate::origin;
 
 /// The method of the request that stands in for a refused one, so that the refusal keeps its place among pipelined
@@ -224,14 +224,14 @@ impl Head {
             }
             self.fields += 1;
             if self.fields > bounds.fields {
-                return Err(Error::HeadersTooLarge);
+                return Err(Error::HeadersTooLarge(HeadBound::Fields));
             }
             self.field(text)?;
         }
     }
 
     fn too_large(&self) -> Error {
-        if self.started { Error::HeadersTooLarge } else { Error::UriTooLong }
+        if self.started { Error::HeadersTooLarge(HeadBound::Bytes) } else { Error::UriTooLong }
     }
 
     /// `method SP target SP HTTP/1.x` (RFC 9112 section 3).

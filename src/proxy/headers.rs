@@ -37,6 +37,22 @@ pub(crate) fn expects_continue(headers: &HeaderMap, version: Version) -> Result<
     Ok(true)
 }
 
+/// Refuses fields of an HTTP/2 request that h2 lets through and that an HTTP/1 upstream could read differently
+/// (RFC 9113 sections 8.1.1 and 8.2.1).
+///
+/// # Errors
+/// [`Error::BadRequest`] with what is wrong.
+pub(crate) fn check_http2(headers: &HeaderMap) -> Result<()> {
+    if headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some() {
+        return Err(Error::BadRequest("there is more than one Content-Length"));
+    }
+    let white = |b: Option<&u8>| matches!(b, Some(b' ' | b'\t'));
+    if headers.values().any(|value| white(value.as_bytes().first()) || white(value.as_bytes().last())) {
+        return Err(Error::BadRequest("there is white space around a header's value"));
+    }
+    Ok(())
+}
+
 /// Removes what concerns one connection only, in either direction. `upgrade`: the message switches protocols, so that its
 /// `Upgrade` passes, with the `Connection` it needs. `keys` are header names that `Connection` can't take away, besides
 /// those that are protected anyway.
@@ -265,6 +281,15 @@ mod tests {
         headers.insert(header::CONNECTION, HeaderValue::from_bytes(b"caf\xe9, x-drop").unwrap());
         remove_hop_by_hop(&mut headers, false, &[]);
         assert_eq!(headers.keys().collect::<Vec<_>>(), ["x-keep"]);
+    }
+
+    #[test]
+    fn what_http2_forbids_and_h2_lets_through_is_refused() {
+        assert!(check_http2(&map(&[("content-length", "5"), ("x", "a b"), ("y", "")])).is_ok());
+        assert!(check_http2(&map(&[("content-length", "5"), ("content-length", "5")])).is_err());
+        for value in [" a", "a ", "\ta", "a\t", " "] {
+            assert!(check_http2(&map(&[("x", value)])).is_err(), "{value:?}");
+        }
     }
 
     #[test]

@@ -26,7 +26,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::config::HostPattern;
-use crate::error::{Denial, Error, Result};
+use crate::error::{Denial, Error, HeadBound, Result};
 use crate::message::{AppBody, Outbound};
 use crate::origin::{Origin, Scheme};
 use crate::policy::carry::Carry;
@@ -188,17 +188,24 @@ fn prepare(
     record: &mut Record,
 ) -> Result<Step> {
     if let Some(refusal) = connection.link.as_ref().and_then(|link| link.refusal(request.method())) {
-        if matches!(refusal, Error::HeadersTooLarge | Error::UriTooLong) {
-            connection.proxy.metrics.limit_refused(Limit::HeaderBytes);
-        } else if matches!(refusal, Error::AppSilent) {
-            connection.proxy.metrics.limit_refused(Limit::HeaderTime);
+        if let Some(limit) = over(&refusal) {
+            connection.proxy.metrics.limit_refused(limit);
         }
         return Err(refusal);
+    }
+    // Those of HTTP/1 were counted before hyper saw them.
+    if request.version() == Version::HTTP_2 && request.headers().len() > table.config.limits.max_headers.get() as usize
+    {
+        connection.proxy.metrics.limit_refused(Limit::Headers);
+        return Err(Error::HeadersTooLarge(HeadBound::Fields));
     }
     if request.extensions().get::<hyper::ext::Protocol>().is_some() {
         return Err(Error::BadRequest("extended CONNECT is not supported"));
     }
     let version = request.version();
+    if version == Version::HTTP_2 {
+        headers::check_http2(request.headers())?;
+    }
     let target = target::read(request.method(), request.uri(), version, request.headers())?;
     record.asked(target.clone());
     let way = route(connection, table, &target)?;
@@ -226,7 +233,7 @@ fn prepare(
         Version::HTTP_2 => AppBody::Stream(body),
         _ => AppBody::Incoming(body),
     };
-    headers::remove_hop_by_hop(&mut head.headers, upgrade, idempotency_headers(upstream));
+    headers::remove_hop_by_hop(&mut head.headers, upgrade, lane.policies.idempotency_headers());
     if target.form == Form::Absolute || version == Version::HTTP_2 {
         head.headers.insert(header::HOST, target::host_value(&target));
     }
@@ -281,11 +288,14 @@ fn listen_origin(upstream: &Upstream) -> Result<Origin> {
     Ok(upstream.origin(Scheme::Http, pattern.host.clone(), port))
 }
 
-/// What the upstream's own `retry` calls an idempotency header.
-fn idempotency_headers(upstream: &Upstream) -> &[http::HeaderName] {
-    match upstream.config.as_ref().and_then(|config| config.policies.retry.as_ref()) {
-        Some(retry) => &retry.idempotency_headers,
-        None => &[],
+/// Which of `limits` a head was refused for; `None`: it is refused for what it says.
+fn over(refusal: &Error) -> Option<Limit> {
+    if matches!(refusal, Error::HeadersTooLarge(HeadBound::Bytes) | Error::UriTooLong) {
+        Some(Limit::HeaderBytes)
+    } else if matches!(refusal, Error::HeadersTooLarge(HeadBound::Fields)) {
+        Some(Limit::Headers)
+    } else {
+        matches!(refusal, Error::AppSilent).then_some(Limit::HeaderTime)
     }
 }
 

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use crate::error::{Denial, Error};
 use crate::message::Exchange;
 use crate::proxy::Proxy;
+use crate::proxy::head::REFUSED_METHOD;
 use crate::proxy::respond::Progress;
 use crate::proxy::target::Target;
 use crate::shutdown::InFlight;
@@ -163,12 +164,14 @@ impl Record {
         let trace = format!("{:032x}", self.trace);
         let host = self.target.as_ref().map(Target::authority).unwrap_or_default();
         let progress = self.progress();
+        // What stands in for a head that could not be read is nothing that the app said.
+        let unread = self.method.as_str() == REFUSED_METHOD;
         access.write(&Line {
             upstream: progress.upstream,
             route: progress.route,
-            method: self.method.as_str(),
+            method: if unread { "" } else { self.method.as_str() },
             host: &host,
-            path: if self.method == Method::CONNECT {
+            path: if unread || self.method == Method::CONNECT {
                 ""
             } else {
                 self.uri.path_and_query().map_or("", |path| path.as_str())
@@ -202,9 +205,11 @@ fn skipped(number: u8) -> Option<Skipped> {
 /// What a refusal of our own is counted as.
 fn rejected(error: &Error) -> Option<Rejected> {
     match error {
-        Error::BadRequest(_) | Error::UriTooLong | Error::Expectation | Error::Misdirected | Error::HeadersTooLarge => {
-            Some(Rejected::BadRequest)
-        }
+        Error::BadRequest(_)
+        | Error::UriTooLong
+        | Error::Expectation
+        | Error::Misdirected
+        | Error::HeadersTooLarge(_) => Some(Rejected::BadRequest),
         Error::Loop => Some(Rejected::Loop),
         Error::Denied(Denial::Unmatched | Denial::Address(..) | Denial::ConnectPort(_) | Denial::Connect) => {
             Some(Rejected::Denied)

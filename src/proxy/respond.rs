@@ -122,7 +122,7 @@ fn closes(error: &Error) -> bool {
     match error {
         Error::Overloaded | Error::AppSilent | Error::AppGone => true,
         Error::Expectation | Error::Misdirected => false,
-        Error::BadRequest(_) | Error::UriTooLong | Error::HeadersTooLarge => true,
+        Error::BadRequest(_) | Error::UriTooLong | Error::HeadersTooLarge(_) => true,
         Error::Loop
         | Error::Denied(_)
         | Error::CircuitOpen(_)

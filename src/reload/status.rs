@@ -67,14 +67,17 @@ impl Status {
         self.problems.is_empty()
     }
 
-    /// Writes it to the log.
-    pub(super) fn tell(&self) {
+    /// Writes it to the log: of the dangers those that were not told of `before`.
+    pub(super) fn tell(&self, before: &Status) {
         let cause = self.cause.as_str();
         for problem in &self.problems {
             log(problem, true);
         }
-        for warning in &self.warnings {
-            log(warning, false);
+        let known = |warning: &Problem| {
+            before.warnings.iter().any(|one| one.path == warning.path && one.message == warning.message)
+        };
+        for warning in self.warnings.iter().filter(|warning| !known(warning)) {
+            warn(warning);
         }
         if !self.took_effect() {
             let problems = self.problems.len();
@@ -91,7 +94,7 @@ impl Status {
     pub fn json(&self) -> Value {
         let at = self.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs();
         let result = if self.took_effect() { "success" } else { "failure" };
-        let list = |problems: &[Problem]| problems.iter().map(show).collect::<Vec<_>>();
+        let list = |problems: &[Problem]| problems.iter().map(Problem::json).collect::<Vec<_>>();
         json!({
             "result": result,
             "cause": self.cause.as_str(),
@@ -101,6 +104,11 @@ impl Status {
             "warnings": list(&self.warnings),
         })
     }
+}
+
+/// Writes a danger in the configuration to the log.
+pub(crate) fn warn(problem: &Problem) {
+    log(problem, false);
 }
 
 fn log(problem: &Problem, error: bool) {
@@ -113,16 +121,4 @@ fn log(problem: &Problem, error: bool) {
     } else {
         tracing::warn!(file, line, column, setting, detail, help, "a danger in the configuration");
     }
-}
-
-fn show(problem: &Problem) -> Value {
-    let place = problem.place.as_ref();
-    json!({
-        "file": place.map(|place| place.file.display().to_string()),
-        "line": place.map(|place| place.line),
-        "column": place.map(|place| place.column),
-        "setting": problem.path,
-        "message": problem.message,
-        "help": problem.help,
-    })
 }

@@ -177,9 +177,12 @@ impl Metrics {
         *lock(&self.dropped) = Box::new(dropped);
     }
 
-    /// Bytes held by replay buffers, as of now.
-    pub fn set_replay_bytes(&self, bytes: u64) {
+    /// Bytes held by replay buffers, as of now, and how often they met their cap so far.
+    pub fn set_replay(&self, bytes: u64, refused: u64) {
         self.families.replay_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        let counter = self.families.limit_refused.with_label_values(&[Limit::ReplayMemory.as_str()]);
+        let _one_at_a_time = lock(&self.dropped);
+        counter.inc_by(refused.saturating_sub(counter.get()));
     }
 
     /// The text exposition format (0.0.4).

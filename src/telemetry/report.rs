@@ -8,7 +8,7 @@ use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 use tokio::time::Instant;
 
 use crate::error::{ConnectFailure, Error};
-use crate::telemetry::metrics::{Codes, Connections, Families, Lazy, METHODS, Metrics, method_index};
+use crate::telemetry::metrics::{Codes, Connections, Families, Lazy, Limit, METHODS, Metrics, method_index};
 
 /// Why a wanted retry was not made; `no-retry=` of `Proxy-Status` and the label of `outrigger_retries_skipped_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -202,6 +202,7 @@ pub struct UpstreamReport {
     rate_limit_paused: IntGauge,
     in_flight: IntGauge,
     queued: IntGauge,
+    buckets_forgotten: IntCounter,
     tunnels: IntGauge,
     sent: IntCounter,
     received: IntCounter,
@@ -249,6 +250,7 @@ impl UpstreamReport {
             rate_limit_paused: families.rate_limit_paused.with_label_values(&[name]),
             in_flight: families.in_flight.with_label_values(&[name]),
             queued: families.queued.with_label_values(&[name]),
+            buckets_forgotten: families.limit_refused.with_label_values(&[Limit::KeyedBuckets.as_str()]),
             tunnels: families.tunnels.with_label_values(&[name]),
             sent: families.bytes.with_label_values(&[name, "sent"]),
             received: families.bytes.with_label_values(&[name, "received"]),
@@ -327,6 +329,11 @@ impl UpstreamReport {
     /// An attempt waited this long for its token.
     pub fn token_waited(&self, waited: Duration) {
         self.rate_limit_wait.observe(waited.as_secs_f64());
+    }
+
+    /// A bucket of `rate_limit.key` was forgotten for want of room.
+    pub fn bucket_forgotten(&self) {
+        self.buckets_forgotten.inc();
     }
 
     /// Body bytes: to the upstream (`sent`) and from it (`received`).

@@ -47,6 +47,10 @@ impl Balance {
         let all = || 0..self.endpoints.len();
         let other = |index: &usize| Some(*index) != avoid;
         let mut candidates: Vec<usize> = all().filter(well).filter(other).collect();
+        // One that answered, if badly, is better than one that could not be connected to.
+        if candidates.is_empty() {
+            candidates = all().filter(well).collect();
+        }
         if candidates.is_empty() {
             candidates = all().filter(other).collect();
         }
@@ -154,6 +158,15 @@ mod tests {
         let two = Balance::new(2);
         assert!((0..20).all(|chance| two.pick(Some(0), chance, now).index == 1));
         assert_eq!(Balance::new(1).pick(Some(0), 3, now).index, 0);
+    }
+
+    #[test]
+    fn a_retry_does_not_prefer_one_that_can_not_be_connected_to() {
+        let now = Instant::now();
+        let two = Balance::new(2);
+        let down = (0..).map(|chance| two.pick(None, chance, now)).find(|load| load.index == 1).unwrap();
+        down.failed(now);
+        assert!((0..20).all(|chance| two.pick(Some(0), chance, now).index == 0));
     }
 
     #[test]

@@ -373,15 +373,16 @@ async fn over_http2(
 /// What an HTTP/2 error says about the request.
 fn judge_http2(error: &hyper::Error, reused: bool) -> Error {
     let detail = chain(error);
-    let reset = |detail| Error::Reset { sent: Sent::Maybe, reused, answer_began: false, detail };
-    let Some(h2) = h2_error(error) else { return reset(detail) };
+    let reset = |reused, detail| Error::Reset { sent: Sent::Maybe, reused, answer_began: false, detail };
+    let Some(h2) = h2_error(error) else { return reset(reused, detail) };
     let refused = h2.is_reset() && h2.reason() == Some(h2::Reason::REFUSED_STREAM);
     // Only streams above the last one that the peer will process are ended by its GOAWAY (RFC 9113 section 6.8).
     if h2.is_remote() && (refused || h2.is_go_away()) {
         return Error::Connect { failure: ConnectFailure::Refusal, detail };
     }
     if h2.is_io() || h2.is_remote() {
-        return reset(detail);
+        // A stream that is reset says nothing about its connection, which was not stale.
+        return reset(reused && !h2.is_reset(), detail);
     }
     Error::BadAnswer(detail)
 }

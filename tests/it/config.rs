@@ -325,7 +325,7 @@ mod command {
         assert_eq!(status, 1);
         let report: serde_json::Value = serde_json::from_str(&report).unwrap();
         assert_eq!(report["errors"][0]["line"], 2);
-        assert_eq!(report["errors"][0]["path"], "log.level");
+        assert_eq!(report["errors"][0]["setting"], "log.level");
         assert_eq!(report["warnings"][0]["line"], 3);
     }
 }
