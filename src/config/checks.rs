@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use http::Method;
 
-use crate::config::{Config, Connect, Match, PathMatch, Upstream};
+use crate::config::{Config, Connect, Match, PathMatch, Upstream, UpstreamScheme};
 use crate::document::read::written;
 use crate::document::tree::Node;
 use crate::document::{Place, Problems, Reader};
@@ -168,6 +168,8 @@ fn tunnel(reader: &mut Reader<'_>, upstream: &Upstream) {
     let ignored: Vec<(&str, Place)> = ["to", "scheme", "tls", "routes"]
         .into_iter()
         .filter(|key| !(*key == "to" && same))
+        // Over TLS, or as the app asked, is how a tunnel goes anyway.
+        .filter(|key| !(*key == "scheme" && upstream.scheme != UpstreamScheme::Always(Scheme::Http)))
         .filter_map(|key| written_here(reader.node(), key).map(|place| (key, place)))
         .collect();
     let Some((first, place)) = ignored.first().cloned() else { return };

@@ -129,12 +129,6 @@ impl Problems {
         self.paint(text, path, &Renderer::styled())
     }
 
-    /// Each problem on one line, mistakes first, for logs and for answers over HTTP.
-    pub fn one_line_each(&self) -> impl Iterator<Item = String> {
-        let errors = self.errors.iter().map(|problem| format!("error: {problem}"));
-        errors.chain(self.warnings.iter().map(|problem| format!("warning: {problem}")))
-    }
-
     fn paint(&self, text: &str, path: &Path, renderer: &Renderer) -> String {
         let lines: Vec<&str> = text.lines().collect();
         let name = path.display().to_string();

@@ -2,7 +2,6 @@
 
 use std::cell::RefCell;
 use std::num::NonZeroU32;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -437,20 +436,6 @@ impl<'t> Reader<'t> {
     }
 }
 
-/// Reads a text as one block, for tests and for whoever has no layers.
-pub fn read_text<T>(text: &str, read: impl FnOnce(&mut Reader<'_>) -> T) -> (T, Problems) {
-    let mut problems = Problems::default();
-    let file = Arc::new(PathBuf::from("text"));
-    let place = Place { file: file.clone(), line: 1, column: 1 };
-    let node = Node::parse(text, &file, Layer::File, &mut problems)
-        .unwrap_or_else(|| Arc::new(Node::empty_map(place, Layer::File)));
-    let problems = RefCell::new(problems);
-    let mut reader = Reader::new(&node, "", &problems);
-    let value = read(&mut reader);
-    reader.finish();
-    (value, problems.into_inner())
-}
-
 /// The place of what the file writes; built-in values have none there.
 pub fn written(node: &Node) -> Option<Place> {
     (node.layer != Layer::BuiltIn).then(|| node.place.clone())
@@ -499,7 +484,24 @@ fn hide(scalar: &Scalar, expected: &str, message: String) -> (String, Option<Str
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
+    use crate::document::tree::Layer;
+
+    /// Reads a text as one block.
+    fn read_text<T>(text: &str, read: impl FnOnce(&mut Reader<'_>) -> T) -> (T, Problems) {
+        let mut problems = Problems::default();
+        let file = Arc::new(PathBuf::from("text"));
+        let place = Place { file: file.clone(), line: 1, column: 1 };
+        let node = Node::parse(text, &file, Layer::File, &mut problems)
+            .unwrap_or_else(|| Arc::new(Node::empty_map(place, Layer::File)));
+        let problems = RefCell::new(problems);
+        let mut reader = Reader::new(&node, "", &problems);
+        let value = read(&mut reader);
+        reader.finish();
+        (value, problems.into_inner())
+    }
 
     fn messages(problems: &Problems) -> Vec<String> {
         problems.errors.iter().map(ToString::to_string).collect()

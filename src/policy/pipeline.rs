@@ -35,6 +35,9 @@ use crate::telemetry::report::{RetryReason, Skipped};
 /// write fails. Bytes.
 const UNSENT_BODY: u64 = 64 * 1024;
 
+/// How an attempt ended, its answer held for the app.
+type Ended<B> = Result<http::Response<Carry<B>>>;
+
 impl Policies {
     /// Sends a request by the lane's policies. The answer's body carries what must be given back when it ends.
     ///
@@ -123,7 +126,7 @@ impl Policies {
     /// The retry loop: attempt, decide, wait, again.
     async fn repeat<T: Transport>(&self, call: &mut Call<'_, T>) -> Result<http::Response<Carry<T::Body>>> {
         let mut attempts = 0;
-        let mut last: Option<Box<Result<http::Response<Carry<T::Body>>>>> = None;
+        let mut last: Option<Box<Ended<T::Body>>> = None;
         let mut again = None;
         loop {
             let admission = match self.admit(&call.head.headers, call.exchange, call.deadline, true).await {
@@ -289,7 +292,7 @@ impl Policies {
     fn refuse_retry<B>(
         &self,
         refusal: Error,
-        last: Option<Box<Result<http::Response<Carry<B>>>>>,
+        last: Option<Box<Ended<B>>>,
         exchange: &Exchange,
     ) -> Result<http::Response<Carry<B>>> {
         match last.map(|last| *last) {

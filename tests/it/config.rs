@@ -155,6 +155,7 @@ fn what_is_valid_but_dangerous_is_a_warning_with_a_place() {
             "f.yaml:7:",
             "plain HTTP",
         ),
+        (upstream("    scheme: http\n"), "f.yaml:5:", "`scheme` has no effect on tunnels"),
         (upstream("    rate_limit: {burst: 5}\n"), "f.yaml:5:", "without `requests`"),
         ("version: 1\nlisteners: {proxy: \"0.0.0.0:7171\"}\n".to_owned(), "f.yaml:2:", "not a loopback address"),
         ("version: 1\nupstreams:\n  a:\n".to_owned(), "f.yaml:3:", "no host leads to this upstream"),
@@ -164,7 +165,10 @@ fn what_is_valid_but_dangerous_is_a_warning_with_a_place() {
         assert_eq!(found.len(), 1, "{yaml}\n{found:?}");
         assert!(found[0].starts_with(start) && found[0].contains(fragment), "{found:?}");
     }
-    assert_eq!(warnings(&upstream("    to: [\"https://a.example\"]\n")), [""; 0]);
+    // A tunnel goes there, and over TLS, anyway.
+    for rest in ["    to: [\"https://a.example\"]\n", "    scheme: same\n", "    scheme: https\n"] {
+        assert_eq!(warnings(&upstream(rest)), [""; 0]);
+    }
 }
 
 #[test]
