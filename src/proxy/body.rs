@@ -108,6 +108,16 @@ impl Inner {
         }
     }
 
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Inner::Upstream(body) => body.size_hint(),
+            Inner::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Inner::Empty => SizeHint::with_exact(0),
+            #[cfg(test)]
+            Inner::Boxed(body) => body.size_hint(),
+        }
+    }
+
     fn is_end_stream(&self) -> bool {
         match self {
             Inner::Upstream(body) => body.is_end_stream(),
@@ -149,7 +159,8 @@ impl Body for ResponseBody {
                         record.exchange.bytes_out.store(me.sent, Ordering::Relaxed);
                     }
                 }
-                if me.inner.is_end_stream() {
+                // hyper asks no more once it has a body's length, and over HTTP/2 the end may come after the last byte.
+                if me.inner.is_end_stream() || me.reset.is_some() && me.inner.size_hint().exact() == Some(0) {
                     me.complete();
                 }
                 Poll::Ready(Some(Ok(frame)))
@@ -176,12 +187,6 @@ impl Body for ResponseBody {
             // hyper takes the Content-Length from the headers then.
             return SizeHint::default();
         }
-        match &self.inner {
-            Inner::Upstream(body) => body.size_hint(),
-            Inner::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Inner::Empty => SizeHint::with_exact(0),
-            #[cfg(test)]
-            Inner::Boxed(body) => body.size_hint(),
-        }
+        self.inner.size_hint()
     }
 }

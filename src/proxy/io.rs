@@ -2,7 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -32,6 +32,8 @@ pub(crate) struct Link {
     opaque: AtomicBool,
     /// Close with a reset: what was sent must not be taken for complete.
     reset: AtomicBool,
+    /// How long the app may leave what it is sent untaken, in milliseconds; 0: for ever.
+    patience: AtomicU64,
     /// Why the body that is being read broke.
     broken: Mutex<Option<&'static str>>,
     /// What the stand-in request is to be answered with.
@@ -47,6 +49,16 @@ impl Link {
     /// Whether the connection, if it ends now, is to end with a reset.
     pub(crate) fn reset(&self, reset: bool) {
         self.reset.store(reset, Ordering::Relaxed);
+    }
+
+    /// An app that takes nothing of its answer for so long is given up.
+    pub(crate) fn wait_at_most(&self, patience: Option<Duration>) {
+        let millis = patience.map_or(0, |patience| u64::try_from(patience.as_millis()).unwrap_or(u64::MAX));
+        self.patience.store(millis, Ordering::Relaxed);
+    }
+
+    fn patience(&self) -> Option<Duration> {
+        Some(self.patience.load(Ordering::Relaxed)).filter(|millis| *millis > 0).map(Duration::from_millis)
     }
 
     /// Why a request is refused, where it is the stand-in for one. Requests before it may still be under way.
@@ -79,6 +91,8 @@ pub(crate) struct AppIo {
     header_timeout: Duration,
     /// Runs while a head is half there.
     clock: Option<Pin<Box<Sleep>>>,
+    /// Runs while the app takes nothing of what it is sent.
+    stalled: Option<Pin<Box<Sleep>>>,
     /// Bytes that may still be read away after the last answer; `None` until that is sent.
     linger: Option<usize>,
 }
@@ -109,6 +123,7 @@ impl AppIo {
             over: None,
             header_timeout,
             clock: Some(Box::pin(tokio::time::sleep_until(deadline))),
+            stalled: None,
             linger: None,
         }
     }
@@ -183,6 +198,20 @@ impl AppIo {
         }
         let timeout = self.header_timeout;
         self.clock.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout))).as_mut().poll(cx)
+    }
+
+    /// What a write came to. One that waits too long fails, so that a stuck app doesn't hold its upstream for ever.
+    fn wrote(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if polled.is_ready() {
+            self.stalled = None;
+            return polled;
+        }
+        let Some(patience) = self.link.patience() else { return Poll::Pending };
+        let clock = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+        ready!(clock.as_mut().poll(cx));
+        // What the kernel still holds for it is not to be kept either.
+        self.link.reset(true);
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
     /// Whether the app may still be sending something that nobody will read.
@@ -276,7 +305,9 @@ impl AsyncRead for AppIo {
 
 impl AsyncWrite for AppIo {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.get_mut().stream()?.poll_write(cx, buf)
+        let me = self.get_mut();
+        let polled = me.stream()?.poll_write(cx, buf);
+        me.wrote(cx, polled)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -317,7 +348,9 @@ impl AsyncWrite for AppIo {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.get_mut().stream()?.poll_write_vectored(cx, bufs)
+        let me = self.get_mut();
+        let polled = me.stream()?.poll_write_vectored(cx, bufs);
+        me.wrote(cx, polled)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -349,6 +349,41 @@ mod tests {
         (got, seen)
     }
 
+    /// As over HTTP/2: all bytes of a known length came, the end of the stream did not yet.
+    struct Unended(Option<&'static str>);
+
+    impl http_body::Body for Unended {
+        type Data = Bytes;
+        type Error = Error;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, Error>>> {
+            match self.0.take() {
+                Some(bytes) => std::task::Poll::Ready(Some(Ok(http_body::Frame::data(bytes.into())))),
+                None => std::task::Poll::Pending,
+            }
+        }
+
+        fn size_hint(&self) -> http_body::SizeHint {
+            http_body::SizeHint::with_exact(self.0.map_or(0, str::len) as u64)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_is_whole_with_its_last_byte() {
+        let (mut app, _) = serving(limits(), |_, link| async move {
+            let body = ResponseBody::boxed(Unended(Some("whole"))).reset_if_broken(&link);
+            Response::builder().header(header::CONTENT_LENGTH, 5).body(body).unwrap()
+        })
+        .await;
+        app.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await.unwrap();
+        // An error if the connection ended with a reset.
+        let got = read_all(&mut app).await;
+        assert!(got.ends_with("\r\n\r\nwhole"), "{got}");
+    }
+
     #[tokio::test]
     async fn pipelined_requests_are_answered_in_order_and_a_malformed_one_ends_the_connection() {
         let (got, seen) = talk(

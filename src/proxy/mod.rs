@@ -317,6 +317,9 @@ fn answered(
     headers::remove_hop_by_hop(&mut head.headers, false, &[]);
     respond::mark(&mut head.headers, head.status, record.progress());
     head.version = if asked.http1 { Version::HTTP_11 } else { Version::HTTP_2 };
+    if let Some(link) = &connection.link {
+        link.wait_at_most(record.idle());
+    }
     let has_length = head.headers.contains_key(header::CONTENT_LENGTH);
     let bare = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let mut body = ResponseBody::upstream(body, record);

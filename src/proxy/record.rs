@@ -91,6 +91,11 @@ impl Record {
         self.lane.policies.tunnel_idle()
     }
 
+    /// How long either side of the body may be silent.
+    pub(crate) fn idle(&self) -> Option<Duration> {
+        self.lane.policies.idle()
+    }
+
     /// Whether the app asked for a tunnel.
     pub(crate) fn is_connect(&self) -> bool {
         self.method == Method::CONNECT

@@ -66,3 +66,29 @@ async fn an_upload_that_breaks_off_never_reaches_the_upstream_whole() {
     }
     proxy.stop().await;
 }
+
+#[tokio::test]
+async fn an_app_that_stops_reading_frees_the_upstreams_connection_by_the_idle_clock() {
+    let left = Arc::new(Notify::new());
+    let leave = Arc::clone(&left);
+    let origin = Origin::scripted(move |mut conn| {
+        let leave = Arc::clone(&leave);
+        async move {
+            conn.request().await;
+            conn.send("HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n").await;
+            // More than all buffers on the way hold.
+            let piece = [b'x'; 65536];
+            while conn.try_send(&piece).await.is_ok() {}
+            leave.notify_one();
+        }
+    })
+    .await;
+    let proxy = Proxy::for_origin(&origin, "    timeouts: {idle: 500ms}\n").await;
+    let mut app = proxy.connect().await;
+    app.send("GET http://up.test/ HTTP/1.1\r\nHost: up.test\r\n\r\n").await;
+    app.head().await;
+    left.notified().await;
+    let (got, end) = app.end().await;
+    assert!(end.is_err() && got.len() < 100_000_000, "{} bytes, {end:?}", got.len());
+    proxy.stop().await;
+}

@@ -192,6 +192,11 @@ impl Conn {
         self.stream.write_all(bytes.as_ref()).await.unwrap();
     }
 
+    /// An error where the proxy has closed its side.
+    pub(crate) async fn try_send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.stream.write_all(bytes).await
+    }
+
     /// Closes with a reset.
     pub(crate) fn reset(self) {
         self.stream.set_zero_linger().unwrap();
