@@ -88,8 +88,7 @@ impl App {
         let proxy = self.reloader.proxy();
         let settings = proxy.table.load().config.shutdown.clone();
         tracing::info!(in_flight = proxy.drain.in_flight(), "draining");
-        proxy.drain.run(&settings).await;
-        let left = proxy.drain.in_flight();
+        let left = proxy.drain.run(&settings).await;
         if left > 0 {
             tracing::warn!(in_flight = left, "the grace is over, what is still in flight is cut short");
         } else {

@@ -169,6 +169,8 @@ pub enum Error {
     },
     /// The upstream stopped taking the request body for `timeouts.idle`.
     UpstreamSilent,
+    /// The process ended (`shutdown.grace` was over) before there was an answer.
+    ShuttingDown,
     /// A bug of ours: the request's task panicked.
     Panic,
 }
@@ -210,6 +212,7 @@ impl Error {
             Error::AttemptTimeout { .. } => "attempt_timeout",
             Error::Deadline { .. } => "deadline",
             Error::UpstreamSilent => "upstream_silent",
+            Error::ShuttingDown => "shutting_down",
             Error::Panic => "internal",
         }
     }
@@ -227,7 +230,11 @@ impl Error {
             Error::Loop => 508,
             Error::Denied(_) => 403,
             Error::RateLimited(_) => 429,
-            Error::CircuitOpen(_) | Error::ConcurrencyLimited | Error::NoConnection | Error::Overloaded => 503,
+            Error::CircuitOpen(_)
+            | Error::ConcurrencyLimited
+            | Error::NoConnection
+            | Error::Overloaded
+            | Error::ShuttingDown => 503,
             Error::Connect { failure, .. } => match failure {
                 ConnectFailure::DnsTimeout | ConnectFailure::Timeout => 504,
                 ConnectFailure::Dns
@@ -271,8 +278,13 @@ impl Error {
             },
             Error::Reset { .. } => "connection_terminated",
             Error::BadAnswer(_) => "http_protocol_error",
-            Error::AttemptTimeout { .. } | Error::Deadline { .. } => "http_response_timeout",
+            // Nothing was sent yet, so it is the connection that took too long.
+            Error::AttemptTimeout { sent: Sent::No } | Error::Deadline { sent: Sent::No, .. } => "connection_timeout",
+            Error::AttemptTimeout { sent: Sent::Maybe } | Error::Deadline { sent: Sent::Maybe, .. } => {
+                "http_response_timeout"
+            }
             Error::UpstreamSilent => "connection_write_timeout",
+            Error::ShuttingDown => "connection_terminated",
             Error::Panic => "proxy_internal_error",
         }
     }
@@ -294,6 +306,7 @@ impl Error {
             | Error::ConcurrencyLimited
             | Error::NoConnection
             | Error::Overloaded
+            | Error::ShuttingDown
             | Error::Panic => Origin::Proxy,
             Error::Connect { .. }
             | Error::Reset { .. }
@@ -321,9 +334,12 @@ impl Error {
             | Error::Overloaded
             | Error::Connect { .. } => Sent::No,
             Error::Reset { sent, .. } | Error::AttemptTimeout { sent } | Error::Deadline { sent, .. } => *sent,
-            Error::AppSilent | Error::AppGone | Error::BadAnswer(_) | Error::UpstreamSilent | Error::Panic => {
-                Sent::Maybe
-            }
+            Error::AppSilent
+            | Error::AppGone
+            | Error::BadAnswer(_)
+            | Error::UpstreamSilent
+            | Error::ShuttingDown
+            | Error::Panic => Sent::Maybe,
         }
     }
 
@@ -333,7 +349,7 @@ impl Error {
             Error::CircuitOpen(wait) | Error::RateLimited(wait) => {
                 Some((wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1))
             }
-            Error::ConcurrencyLimited | Error::NoConnection | Error::Overloaded => Some(1),
+            Error::ConcurrencyLimited | Error::NoConnection | Error::Overloaded | Error::ShuttingDown => Some(1),
             Error::BadRequest(_)
             | Error::UriTooLong
             | Error::Expectation
@@ -408,9 +424,20 @@ impl fmt::Display for Error {
                 if detail.is_empty() { Ok(()) } else { write!(f, ": {detail}") }
             }
             Error::BadAnswer(detail) => write!(f, "the upstream's answer is malformed: {detail}"),
-            Error::AttemptTimeout { .. } => f.write_str("the upstream did not answer in time (timeouts.attempt)"),
-            Error::Deadline { .. } => f.write_str("the upstream did not answer in time (timeouts.request)"),
+            Error::AttemptTimeout { sent: Sent::No } => {
+                f.write_str("the upstream could not be connected to in time (timeouts.attempt)")
+            }
+            Error::AttemptTimeout { sent: Sent::Maybe } => {
+                f.write_str("the upstream did not answer in time (timeouts.attempt)")
+            }
+            Error::Deadline { sent: Sent::No, .. } => {
+                f.write_str("the upstream could not be connected to in time (timeouts.request)")
+            }
+            Error::Deadline { sent: Sent::Maybe, .. } => {
+                f.write_str("the upstream did not answer in time (timeouts.request)")
+            }
             Error::UpstreamSilent => f.write_str("the upstream stopped taking the request body (timeouts.idle)"),
+            Error::ShuttingDown => f.write_str("Outrigger was told to end and the grace is over (shutdown.grace)"),
             Error::Panic => f.write_str("an internal error, logged as a panic"),
         }
     }

@@ -1,7 +1,7 @@
 //! Drain: what is in flight, and when the process may end without cutting anything short.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
@@ -12,6 +12,9 @@ use crate::config;
 /// How often the drain looks whether something came or went.
 const TICK: Duration = Duration::from_millis(20);
 
+/// How long the last answers may take once it has ended.
+pub const FAREWELL: Duration = Duration::from_millis(500);
+
 /// What is in flight, and whether the process is on its way out.
 pub struct Drain {
     /// Cancelled when draining begins: HTTP/2 connections send GOAWAY, HTTP/1 answers carry `Connection: close`. New
@@ -19,6 +22,8 @@ pub struct Drain {
     pub begun: CancellationToken,
     /// Cancelled when it ends: listeners stop and whatever is left is closed.
     pub ended: CancellationToken,
+    /// As `ended`, for those who look often.
+    over: AtomicBool,
     in_flight: AtomicUsize,
     /// How many ever came, so that what comes and goes between two looks is noticed.
     arrivals: AtomicU64,
@@ -33,6 +38,7 @@ impl Drain {
         Arc::new(Drain {
             begun: CancellationToken::new(),
             ended: CancellationToken::new(),
+            over: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             arrivals: AtomicU64::new(0),
         })
@@ -45,17 +51,29 @@ impl Drain {
         InFlight(self.clone())
     }
 
+    /// Whether it has ended: what has no answer yet gets one of ours now.
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
+    }
+
     /// How much is in flight now.
     pub fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::SeqCst)
     }
 
     /// Begins to drain and waits: until nothing was in flight and nothing new came for `quiet`, or for `grace`. Then ends.
-    pub async fn run(&self, settings: &config::Shutdown) {
+    /// How much was still in flight then.
+    pub async fn run(&self, settings: &config::Shutdown) -> usize {
         self.begun.cancel();
-        // It is the same end either way; what is still in flight then is for the caller to report.
-        let _ = timeout(settings.grace, self.silence(settings.quiet)).await;
+        let quiet = timeout(settings.grace, self.silence(settings.quiet)).await;
+        let left = if quiet.is_ok() { 0 } else { self.in_flight() };
+        self.over.store(true, Ordering::Relaxed);
         self.ended.cancel();
+        if left > 0 {
+            // A moment for the answers that end what had none.
+            let _ = timeout(FAREWELL, self.silence(Duration::ZERO)).await;
+        }
+        left
     }
 
     /// Waits until nothing was in flight and nothing new came for `quiet`.
@@ -135,7 +153,7 @@ mod tests {
     async fn grace_is_the_end_whatever_is_left() {
         let drain = Drain::new();
         let _tunnel = drain.enter();
-        about(took(&drain, async {}).await, 25_000);
+        about(took(&drain, async {}).await, 25_000 + FAREWELL.as_millis() as u64);
         assert_eq!(drain.in_flight(), 1);
     }
 }

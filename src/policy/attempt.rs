@@ -84,7 +84,7 @@ impl<T: Transport> Call<'_, T> {
         let answer = match result {
             Ok(answer) => answer,
             Err(error) => {
-                running.settle(policies.judge_error(&error), attempt_result(Err(&error)));
+                running.settle(running.judge_error(policies, &error), attempt_result(Err(&error)));
                 self.endpoint = used;
                 return Err(error);
             }
@@ -159,12 +159,14 @@ pub(super) struct Running<'a> {
     lane: &'a LaneReport,
     began: Instant,
     admission: Admission,
+    /// How long it waited in line for a connection.
+    in_line: Duration,
     counted: bool,
 }
 
 impl<'a> Running<'a> {
     pub(super) fn new(lane: &'a LaneReport, admission: Admission) -> Running<'a> {
-        Running { lane, began: Instant::now(), admission, counted: false }
+        Running { lane, began: Instant::now(), admission, in_line: Duration::ZERO, counted: false }
     }
 
     /// Runs it under its clocks. Until it is handed to a connection, each step asks whether the circuit still lets it.
@@ -175,7 +177,27 @@ impl<'a> Running<'a> {
         phase: impl Fn() -> Phase,
         send: Pin<&mut impl Future<Output = Result<R>>>,
     ) -> Result<R> {
-        clocks.run(exchange, send, &mut Supervisor { admission: &mut self.admission, phase }).await
+        clocks
+            .run(
+                exchange,
+                send,
+                &mut Supervisor {
+                    admission: &mut self.admission,
+                    in_line: &mut self.in_line,
+                    began: self.began,
+                    phase,
+                },
+            )
+            .await
+    }
+
+    /// What an error says about the upstream. A clock that ran out says nothing where most of the time went by in line.
+    pub(super) fn judge_error(&self, policies: &Policies, error: &Error) -> Verdict {
+        let mostly_in_line = self.in_line * 2 > self.began.elapsed();
+        match error {
+            Error::AttemptTimeout { .. } | Error::Deadline { .. } if mostly_in_line => Verdict::Neutral,
+            error => policies.judge_error(error),
+        }
     }
 
     pub(super) fn settle(&mut self, verdict: Verdict, result: AttemptResult) {
@@ -195,6 +217,8 @@ impl<'a> Running<'a> {
 
 struct Supervisor<'a, P> {
     admission: &'a mut Admission,
+    in_line: &'a mut Duration,
+    began: Instant,
     phase: P,
 }
 
@@ -205,7 +229,12 @@ impl<P: Fn() -> Phase> Supervised for Supervisor<'_, P> {
 
     fn before_poll(&mut self) -> Result<()> {
         match self.phase() {
-            Phase::Waiting | Phase::Connecting => self.admission.check(Instant::now()),
+            Phase::Waiting => {
+                let now = Instant::now();
+                *self.in_line = now.saturating_duration_since(self.began);
+                self.admission.check(now)
+            }
+            Phase::Connecting => self.admission.check(Instant::now()),
             Phase::Sending => Ok(()),
         }
     }

@@ -54,6 +54,7 @@ impl Event {
             | Error::ConcurrencyLimited
             | Error::NoConnection
             | Error::Overloaded
+            | Error::ShuttingDown
             | Error::Panic => {
                 debug_assert_ne!(error.origin(), Origin::Upstream);
                 None

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Method;
-use http::header::{CONTENT_TYPE, HeaderMap};
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderName};
 use http_body::Body;
 use tokio::time::Instant;
 
@@ -31,9 +31,13 @@ use crate::policy::timeout::Deadline;
 use crate::policy::{Destination, Dial, Transport};
 use crate::telemetry::report::{RetryReason, Skipped};
 
-/// What is kept of a body that may only be sent again if nothing of it was sent: what a connection takes before its first
-/// write fails. Bytes.
+/// With `retry: off` a body is only sent again over a stale connection's replacement, so what is kept is what a connection
+/// takes before that shows. Bytes.
 const UNSENT_BODY: u64 = 64 * 1024;
+
+/// With `retry: off`: the headers that make a request repeatable by default.
+const KEYS: [HeaderName; 2] =
+    [HeaderName::from_static("idempotency-key"), HeaderName::from_static("x-idempotency-key")];
 
 /// How an attempt ended, its answer held for the app.
 type Ended<B> = Result<http::Response<Carry<B>>>;
@@ -63,7 +67,7 @@ impl Policies {
             exchange,
             to: Destination { origin, keep_host },
             deadline: Deadline::new(&self.settings.timeouts, &head.headers, grpc),
-            body: self.replay(body, repeatable, exchange),
+            body: self.replay(body, exchange),
             head,
             grpc,
             repeatable,
@@ -320,23 +324,21 @@ impl Policies {
         }
     }
 
-    /// With `retry: off` what HTTP itself declares idempotent still is (RFC 9110 section 9.2.2), for the replacement of a
-    /// stale connection.
+    /// With `retry: off` what HTTP itself declares idempotent still is (RFC 9110 section 9.2.2), and so is what carries a key:
+    /// for the replacement of a stale connection.
     fn repeatable(&self, method: &Method, headers: &HeaderMap) -> bool {
         match &self.retry {
             Some(retry) => retry.settings.repeatable(method, headers),
-            None => method.is_idempotent(),
+            None => method.is_idempotent() || KEYS.iter().any(|key| headers.contains_key(key)),
         }
     }
 
-    fn replay(&self, body: AppBody, repeatable: bool, exchange: &Arc<Exchange>) -> Option<Replay> {
+    fn replay(&self, body: AppBody, exchange: &Arc<Exchange>) -> Option<Replay> {
         if body.is_end_stream() {
             return None;
         }
-        let cap = match &self.retry {
-            Some(retry) if repeatable => retry.settings.max_body,
-            Some(_) | None => UNSENT_BODY,
-        };
+        // Also where the request may not be repeated: HTTP/2 may refuse a stream that took some of it already.
+        let cap = self.retry.as_ref().map_or(UNSENT_BODY, |retry| retry.settings.max_body);
         Some(Replay::new(body, cap, self.replay.clone(), exchange.clone()))
     }
 }

@@ -242,7 +242,7 @@ impl Shared {
 
     fn keep(&mut self, data: &Bytes) {
         let bytes = data.len() as u64;
-        if self.keeping && self.kept_bytes + bytes <= self.cap && self.memory.reserve(bytes) {
+        if self.keeping && self.kept_bytes + bytes <= self.cap && self.memory.reserve(bytes + FRAME) {
             self.kept.push_back(data.clone());
             self.kept_bytes += bytes;
         } else {
@@ -259,16 +259,19 @@ impl Shared {
             let Some(data) = self.kept.pop_front() else { return };
             self.dropped += 1;
             self.kept_bytes -= data.len() as u64;
-            self.memory.release(data.len() as u64);
+            self.memory.release(data.len() as u64 + FRAME);
         }
     }
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        self.memory.release(self.kept_bytes);
+        self.memory.release(self.kept_bytes + self.kept.len() as u64 * FRAME);
     }
 }
+
+/// What keeping a frame costs besides its bytes, so that a body of tiny chunks can't hold much more than is counted.
+const FRAME: u64 = 64;
 
 fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
@@ -325,7 +328,7 @@ mod tests {
         let third = replay.cursor().collect().await.unwrap();
         assert_eq!(third.trailers(), Some(&trailers));
         assert_eq!(third.to_bytes(), "one two three");
-        assert_eq!(memory.held(), 13);
+        assert_eq!(memory.held(), 13 + 3 * FRAME);
         drop((first, replay));
         assert_eq!(memory.held(), 0);
     }
@@ -348,7 +351,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_process_wide_cap_holds_too() {
-        let memory = ReplayMemory::new(8);
+        let memory = ReplayMemory::new(8 + 2 * FRAME);
         let (app, one) = replay(100, &memory);
         let (other, two) = replay(100, &memory);
         app.send("12345");
@@ -356,12 +359,12 @@ mod tests {
         next(&mut one.cursor()).await;
         next(&mut two.cursor()).await;
         assert!(one.replayable() && !two.replayable());
-        assert_eq!((memory.held(), memory.refused()), (5, 1));
+        assert_eq!((memory.held(), memory.refused()), (5 + FRAME, 1));
     }
 
     #[tokio::test]
     async fn after_release_what_is_sent_is_freed_as_it_goes() {
-        let memory = ReplayMemory::new(100);
+        let memory = ReplayMemory::new(1000);
         let (app, replay) = replay(100, &memory);
         ["1", "2", "3", "4"].into_iter().for_each(|data| app.send(data));
         let mut first = replay.cursor();
@@ -373,7 +376,7 @@ mod tests {
         assert_eq!(next(&mut second).await.unwrap(), "2");
         replay.release();
         assert_eq!(next(&mut second).await.unwrap(), "3");
-        assert_eq!(memory.held(), 2);
+        assert_eq!(memory.held(), 2 + 2 * FRAME);
         app.send("5");
         drop(app);
         assert_eq!(second.collect().await.unwrap().to_bytes(), "45");

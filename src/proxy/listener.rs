@@ -27,6 +27,7 @@ use crate::proxy::head::Bounds;
 use crate::proxy::io::{AppIo, Link, Replayed};
 use crate::proxy::respond::{self, Asked, Progress};
 use crate::proxy::{Connection, Entry, Proxy};
+use crate::shutdown;
 use crate::telemetry::metrics::Limit;
 use crate::telemetry::report::{Gauge, Rejected};
 
@@ -130,11 +131,13 @@ fn admit(stream: TcpStream, entry: &Entry, proxy: &Arc<Proxy>) {
     tokio::spawn(async move {
         let _place = place;
         let ended = proxy.drain.ended.clone();
-        let served = speak(stream, &proxy, local, entry);
+        let mut served = pin!(speak(stream, &proxy, local, entry));
         tokio::select! {
-            () = served => {}
+            () = &mut served => return,
             () = ended.cancelled() => {}
         }
+        // What has no answer yet gets one: some apps repeat a request whose connection just closes.
+        let _ = timeout(shutdown::FAREWELL, served).await;
     });
 }
 

@@ -13,11 +13,13 @@ pub(crate) mod tunnel;
 pub(crate) mod unwind;
 pub(crate) mod upgrade;
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::Poll;
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use hyper::body::{Body, Incoming};
@@ -133,7 +135,14 @@ pub(crate) fn serve(
         let result = match step {
             Ok(step) => {
                 let step = pin!(step.run(&record));
-                CatchUnwind(step).await.unwrap_or(Err(Error::Panic))
+                let mut step = CatchUnwind(step);
+                let drain = &connection.proxy.drain;
+                // The drain's end wakes every connection, so a look at each poll is enough.
+                poll_fn(|cx| match Pin::new(&mut step).poll(cx) {
+                    Poll::Pending if drain.is_over() => Poll::Ready(Err(Error::ShuttingDown)),
+                    polled => polled.map(|result| result.unwrap_or(Err(Error::Panic))),
+                })
+                .await
             }
             Err(error) => Err(error),
         };

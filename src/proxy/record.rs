@@ -217,7 +217,7 @@ fn rejected(error: &Error) -> Option<Rejected> {
         Error::CircuitOpen(_) => Some(Rejected::CircuitOpen),
         Error::RateLimited(_) => Some(Rejected::RateLimited),
         Error::ConcurrencyLimited | Error::NoConnection => Some(Rejected::Concurrency),
-        Error::Overloaded => Some(Rejected::Overloaded),
+        Error::Overloaded | Error::ShuttingDown => Some(Rejected::Overloaded),
         Error::AppSilent
         | Error::AppGone
         | Error::Connect { .. }

@@ -120,7 +120,7 @@ fn push_progress(text: &mut String, progress: Progress<'_>) {
 /// After what is wrong with the app's own message nothing on its connection can be trusted.
 fn closes(error: &Error) -> bool {
     match error {
-        Error::Overloaded | Error::AppSilent | Error::AppGone => true,
+        Error::Overloaded | Error::ShuttingDown | Error::AppSilent | Error::AppGone => true,
         Error::Expectation | Error::Misdirected => false,
         Error::BadRequest(_) | Error::UriTooLong | Error::HeadersTooLarge(_) => true,
         Error::Loop

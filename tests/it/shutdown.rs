@@ -27,7 +27,7 @@ async fn a_drain_goes_on_serving_until_the_app_is_quiet() {
 }
 
 #[tokio::test]
-async fn grace_ends_what_does_not_end() {
+async fn grace_ends_what_does_not_end_with_an_answer() {
     let up = held_upstream().await;
     let yaml = config(up.address, "") + "shutdown: {quiet: 50ms, grace: 200ms}\n";
     let rig = start(&yaml);
@@ -35,5 +35,6 @@ async fn grace_ends_what_does_not_end() {
     let request = tokio::spawn(async move { through(proxy, "/never").await });
     up.arrived().await;
     assert!(!tokio::time::timeout(Duration::from_secs(10), rig.app.drain()).await.unwrap());
-    request.abort();
+    let answer = request.await.unwrap();
+    assert!(answer.status == 503 && answer.body.contains("shutting_down"), "{answer:?}");
 }
