@@ -257,7 +257,9 @@ impl Head {
         }
         let odd = |b: u8| !(0x21..0x7f).contains(&b) || matches!(b, b'#' | b'<' | b'>');
         if target.is_empty() || target.iter().fold(false, |found, &b| found | odd(b)) {
-            return Err(bad("the target is empty or has a byte that no target has (a space, '#', a control byte…)"));
+            return Err(bad(
+                "the target is empty or has a byte that must be percent-encoded (a space, '#', '<', '>', a control byte…)",
+            ));
         }
         self.connect = method == b"CONNECT";
         if self.connect {
@@ -273,7 +275,7 @@ impl Head {
             return Err(bad("the target is not a URL"));
         }
         if target.iter().any(|&b| matches!(b, b'"' | b'`')) && http::Uri::try_from(target).is_err() {
-            return Err(bad("the target has a byte that no target has"));
+            return Err(bad("the target has a byte that must be percent-encoded"));
         }
         Ok(())
     }
