@@ -1,4 +1,4 @@
-//! From a file to a [`Config`](super::Config), or everything that is wrong with it.
+//! From a file to a [`Config`], or everything that is wrong with it.
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
