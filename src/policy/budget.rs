@@ -30,8 +30,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Slots of one second that the window is made of.
-const SLOTS: usize = 10;
+/// What the ratio is taken over.
+pub const WINDOW: Duration = Duration::from_secs(10);
+
+/// Slots of one second that are looked at: one more than the window has seconds, since the newest is never whole, so that no
+/// ten seconds see more than the window allows.
+const SLOTS: usize = WINDOW.as_secs() as usize + 1;
 
 /// A retry budget: at any time the retries of the last 10 s are at most `ratio` of that time's requests, plus the floor.
 /// Counted in whole retries, decided before the back-off, so that a thousand simultaneous failures can't all
@@ -123,9 +127,6 @@ impl State {
     }
 }
 
-/// What the ratio is taken over.
-pub const WINDOW: Duration = Duration::from_secs(SLOTS as u64);
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,8 +161,8 @@ mod tests {
         let now = Instant::now();
         let budget = budget(0.2, 1, now);
         assert_eq!(drain(&budget, now), 10);
-        assert_eq!(budget.remaining(now + Duration::from_millis(9_999)), 0);
-        assert_eq!(budget.remaining(now + Duration::from_secs(10)), 10);
+        assert_eq!(budget.remaining(now + Duration::from_millis(10_999)), 0);
+        assert_eq!(budget.remaining(now + Duration::from_secs(11)), 10);
         assert_eq!(budget.remaining(now + Duration::from_secs(1_000_000)), 10);
     }
 
@@ -178,6 +179,23 @@ mod tests {
         // One minute at 200/s: a fifth, plus the floor of 1/s.
         assert!(retries <= 2_400 + 60, "{retries}");
         assert!(retries >= 2_300, "{retries}");
+    }
+
+    #[test]
+    fn no_ten_seconds_see_more_than_the_ratio_and_one_floor() {
+        let start = Instant::now();
+        let budget = budget(0.2, 1, start);
+        let mut retries = Vec::new();
+        for request in 0..6_000u64 {
+            let now = start + Duration::from_millis(request * 5);
+            budget.deposit(now);
+            retries.extend((0..2).filter(|_| budget.withdraw(now)).map(|_| request * 5));
+        }
+        assert!(retries.iter().filter(|at| **at < 10_000).count() <= 400 + 10);
+        for from in (0..20_000).step_by(250) {
+            let seen = retries.iter().filter(|at| (from..from + 10_000).contains(*at)).count();
+            assert!(seen <= 440 + 10, "{seen} from {from} ms");
+        }
     }
 
     #[test]

@@ -159,8 +159,10 @@ impl Body for ResponseBody {
                         record.exchange.bytes_out.store(me.sent, Ordering::Relaxed);
                     }
                 }
-                // hyper asks no more once it has a body's length, and over HTTP/2 the end may come after the last byte.
-                if me.inner.is_end_stream() || me.reset.is_some() && me.inner.size_hint().exact() == Some(0) {
+                // Trailers are the end of a body (RFC 9112 section 7.1). hyper asks no more once it has a body's length, and
+                // over HTTP/2 the end may come after the last byte.
+                let last = frame.is_trailers() || me.inner.is_end_stream();
+                if last || me.reset.is_some() && me.inner.size_hint().exact() == Some(0) {
                     me.complete();
                 }
                 Poll::Ready(Some(Ok(frame)))

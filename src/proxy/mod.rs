@@ -137,9 +137,14 @@ pub(crate) fn serve(
                 let step = pin!(step.run(&record));
                 let mut step = CatchUnwind(step);
                 let drain = &connection.proxy.drain;
-                // The drain's end wakes every connection, so a look at each poll is enough.
+                // The drain's end wakes every HTTP/1 connection, so there a look at each poll is enough. HTTP/2 streams are
+                // tasks of their own.
+                let mut ended = (!asked.http1).then(|| Box::pin(drain.ended.cancelled()));
                 poll_fn(|cx| match Pin::new(&mut step).poll(cx) {
-                    Poll::Pending if drain.is_over() => Poll::Ready(Err(Error::ShuttingDown)),
+                    Poll::Pending => {
+                        let told = ended.as_mut().is_some_and(|ended| ended.as_mut().poll(cx).is_ready());
+                        if told || drain.is_over() { Poll::Ready(Err(Error::ShuttingDown)) } else { Poll::Pending }
+                    }
                     polled => polled.map(|result| result.unwrap_or(Err(Error::Panic))),
                 })
                 .await
