@@ -164,3 +164,17 @@ async fn a_server_sent_event_passes_before_the_next_is_there() {
     app.until("0\r\n\r\n").await;
     proxy.stop().await;
 }
+
+#[tokio::test]
+async fn trailers_end_a_body_for_an_app_that_cannot_have_them() {
+    let answer =
+        "HTTP/1.1 200 OK\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-Sum: 7\r\n\r\n";
+    let origin = Origin::answering(answer).await;
+    let proxy = Proxy::for_origin(&origin, "").await;
+    let mut app = proxy.connect().await;
+    app.send("GET http://up.test/ HTTP/1.0\r\n\r\n").await;
+    app.head().await;
+    let (body, end) = app.end().await;
+    assert!(end.is_ok() && body == b"hello", "{body:?} {end:?}");
+    proxy.stop().await;
+}
