@@ -2,7 +2,6 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -130,7 +129,6 @@ impl<B: Body<Data = Bytes, Error = Error> + Unpin> Body for Carry<B> {
         let carry = self.get_mut();
         if !carry.read.is_empty() {
             let data = carry.read.split().freeze();
-            carry.exchange.bytes_out.fetch_add(data.len() as u64, Ordering::Relaxed);
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
         let frame = match &mut carry.body {
@@ -145,12 +143,7 @@ impl<B: Body<Data = Bytes, Error = Error> + Unpin> Body for Carry<B> {
             Source::Broken(error) => error.take().map(Err),
         };
         match &frame {
-            Some(Ok(frame)) => {
-                carry.exchange.touch(Instant::now());
-                if let Some(data) = frame.data_ref() {
-                    carry.exchange.bytes_out.fetch_add(data.len() as u64, Ordering::Relaxed);
-                }
-            }
+            Some(Ok(_)) => carry.exchange.touch(Instant::now()),
             Some(Err(error)) => carry.broke(error),
             None => carry.slot = None,
         }

@@ -61,11 +61,6 @@ impl Deadline {
     pub fn at(&self, exchange: &Exchange, now: Instant) -> Option<Instant> {
         self.0.map(|limit| exchange.start + limit + exchange.upload.paused(exchange.nanos(now)))
     }
-
-    /// Its length.
-    pub fn length(&self) -> Option<Duration> {
-        self.0
-    }
 }
 
 /// `grpc-timeout`: up to eight digits and a unit (gRPC over HTTP/2, "Requests").
