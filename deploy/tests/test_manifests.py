@@ -1,0 +1,198 @@
+"""What kustomize makes of deploy/k8s is valid, keeps its promises, and its policies are accepted."""
+
+import json
+import pathlib
+import re
+import subprocess
+import tempfile
+import unittest
+
+import yaml
+
+from support import K8S, OUTRIGGER, TOOLS, Proxy, compose, render, run
+
+CUSTOM = "monitoring.coreos.com/"
+NATIVE = ["1.29", "1.37"]
+# Native sidecars came with 1.29; these are for what was before, too.
+OLD = ["1.25", "1.37"]
+PROXY_VARIABLES = ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"]
+
+RENDERED = {}
+
+
+def setUpModule():
+    for directory in sorted([K8S / "base", *(K8S / "overlays").iterdir()]):
+        RENDERED[directory.name] = render(directory)
+    RENDERED["everything"] = compose(
+        ["base"], ["components/network-policy", "components/monitoring", "components/no-native-sidecar"])
+    RENDERED["job, bounded"] = compose(["overlays/job"], ["components/network-policy"])
+
+
+def of_kind(documents, *kinds):
+    return [document for document in documents if document["kind"] in kinds]
+
+
+def pod_specs(documents):
+    return [document["spec"]["template"]["spec"] for document in of_kind(documents, "Deployment", "Job")]
+
+
+def sidecar(pod):
+    return next(one for one in pod.get("initContainers", []) + pod["containers"] if one["name"] == "outrigger")
+
+
+def apps(pod):
+    return [one for one in pod["containers"] if one["name"] != "outrigger"]
+
+
+def policies(documents):
+    return next(one for one in of_kind(documents, "ConfigMap") if one["metadata"]["name"] == "outrigger")["data"][
+        "outrigger.yaml"]
+
+
+def environment(container):
+    return {one["name"]: one["value"] for one in container.get("env", [])}
+
+
+def lacks_native(name):
+    return name in ("no-native-sidecar", "everything")
+
+
+class Manifests(unittest.TestCase):
+    def test_every_document_is_valid_on_old_and_new_clusters(self):
+        for name, documents in RENDERED.items():
+            with self.subTest(name), tempfile.TemporaryDirectory() as directory:
+                file = pathlib.Path(directory) / "all.yaml"
+                ours = [one for one in documents if not one["apiVersion"].startswith(CUSTOM)]
+                file.write_text(yaml.safe_dump_all(ours))
+                for version in OLD if lacks_native(name) else NATIVE:
+                    run(TOOLS / "kubernetes-validate", "--strict", "-k", version, file)
+
+    def test_a_misspelt_field_would_be_found(self):
+        with tempfile.TemporaryDirectory() as directory:
+            file = pathlib.Path(directory) / "pod.yaml"
+            file.write_text("apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec: {containers: [{name: x, imagee: y}]}\n")
+            with self.assertRaisesRegex(AssertionError, "imagee"):
+                run(TOOLS / "kubernetes-validate", "--strict", file)
+
+    def test_the_policies_have_no_error_and_no_warning(self):
+        for name, documents in RENDERED.items():
+            with self.subTest(name), tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+                file.write(policies(documents))
+                file.flush()
+                run(OUTRIGGER, "check", "--strict", "--no-env", "--config", file.name)
+
+    def test_the_sidecar_is_the_same_everywhere(self):
+        base = sidecar(pod_specs(RENDERED["base"])[0])
+        for name, documents in RENDERED.items():
+            for pod in pod_specs(documents):
+                with self.subTest(name):
+                    one = dict(sidecar(pod))
+                    one.pop("env", None)
+                    self.assertEqual(one, {key: base[key] for key in base if key in one})
+                    self.assertEqual(set(base) - set(one), {"restartPolicy"} if lacks_native(name) else set())
+
+    def test_the_sidecar_comes_first_and_is_native_where_clusters_can(self):
+        for name, documents in RENDERED.items():
+            for pod in pod_specs(documents):
+                with self.subTest(name):
+                    if lacks_native(name):
+                        self.assertEqual(pod["containers"][0]["name"], "outrigger")
+                        self.assertEqual(pod.get("initContainers") or [], [])
+                    else:
+                        self.assertEqual(pod["initContainers"][0]["name"], "outrigger")
+                        self.assertEqual(pod["initContainers"][0]["restartPolicy"], "Always")
+
+    def test_every_container_is_locked_down(self):
+        for name, documents in RENDERED.items():
+            for pod in pod_specs(documents):
+                for container in pod.get("initContainers", []) + pod["containers"]:
+                    with self.subTest(name, container=container["name"]):
+                        context = container["securityContext"]
+                        self.assertTrue(context["runAsNonRoot"] and context["runAsUser"] > 0)
+                        self.assertTrue(context["readOnlyRootFilesystem"])
+                        self.assertIs(context["allowPrivilegeEscalation"], False)
+                        self.assertEqual(context["capabilities"], {"drop": ["ALL"]})
+                        self.assertEqual(context["seccompProfile"], {"type": "RuntimeDefault"})
+                        self.assertIn("memory", container["resources"]["limits"])
+
+    def test_the_app_finds_the_proxy_whichever_case_it_reads(self):
+        for name, documents in RENDERED.items():
+            port = re.search(r"proxy: 127\.0\.0\.1:(\d+)", policies(documents)).group(1)
+            for pod in pod_specs(documents):
+                for app in apps(pod):
+                    with self.subTest(name):
+                        variables = environment(app)
+                        for variable in PROXY_VARIABLES:
+                            self.assertEqual(variables[variable], f"http://127.0.0.1:{port}")
+                        self.assertEqual(variables["NO_PROXY"], variables["no_proxy"])
+                        for host in ("localhost", "127.0.0.1", "::1", "169.254.0.0/16", ".svc", ".cluster.local"):
+                            self.assertIn(host, variables["NO_PROXY"].split(","))
+
+    def test_probes_and_volume_fit_the_configuration(self):
+        for name, documents in RENDERED.items():
+            probes = int(re.search(r'probes: "\[::\]:(\d+)"', policies(documents)).group(1))
+            for pod in pod_specs(documents):
+                with self.subTest(name):
+                    one = sidecar(pod)
+                    self.assertEqual(one["ports"], [{"name": "outrigger", "containerPort": probes}])
+                    for probe, path in (("startupProbe", "/readyz"), ("livenessProbe", "/livez")):
+                        self.assertEqual(one[probe]["httpGet"], {"path": path, "port": "outrigger"})
+                    self.assertNotIn("readinessProbe", one)
+                    self.assertEqual(one["volumeMounts"], [
+                        {"name": "outrigger-config", "mountPath": "/etc/outrigger", "readOnly": True}])
+                    self.assertIn({"name": "outrigger-config", "configMap": {"name": "outrigger"}}, pod["volumes"])
+                    self.assertEqual(one["args"], ["run", "--config", "/etc/outrigger/outrigger.yaml"])
+
+    def test_the_running_proxy_has_what_the_overlay_promises(self):
+        for name, documents in RENDERED.items():
+            pod = pod_specs(documents)[0]
+            with self.subTest(name), Proxy(policies(documents), environment(sidecar(pod))) as proxy:
+                effective = json.loads(proxy.get("admin", "/config"))
+                self.assertEqual(effective["shutdown"]["quiet"], "15s" if lacks_native(name) else "1s")
+                bounded = name in ("network-policy", "everything", "job, bounded")
+                self.assertEqual(effective["egress"]["unmatched"], "deny" if bounded else "forward")
+                self.assertEqual(proxy.through("http://nobody-named-this.test/"), 403 if bounded else 502)
+                seconds = lambda text: int(text.removesuffix("s"))
+                grace = seconds(effective["shutdown"]["grace"])
+                self.assertLess(grace, pod["terminationGracePeriodSeconds"])
+                self.assertLess(seconds(effective["shutdown"]["quiet"]), grace)
+
+    def test_the_network_policy_selects_the_pods_and_only_bounds_what_leaves(self):
+        for name in ("network-policy", "everything", "job, bounded"):
+            with self.subTest(name):
+                policy = of_kind(RENDERED[name], "NetworkPolicy")[0]["spec"]
+                self.assertEqual(policy["policyTypes"], ["Egress"])
+                chosen = policy["podSelector"]["matchExpressions"][0]
+                for document in of_kind(RENDERED[name], "Deployment", "Job"):
+                    self.assertIn(document["spec"]["template"]["metadata"]["labels"][chosen["key"]], chosen["values"])
+                ports = {port["port"] for rule in policy["egress"] for port in rule["ports"]}
+                self.assertEqual(ports, {53, 443})
+
+    def test_a_component_says_so_where_there_is_no_sidecar_to_change(self):
+        with self.assertRaises(AssertionError):
+            compose(["base"], ["components/no-native-sidecar", "components/network-policy"])
+
+    def test_the_pod_monitor_scrapes_the_port_of_the_sidecar(self):
+        monitor = of_kind(RENDERED["monitoring"], "PodMonitor")[0]["spec"]
+        port = sidecar(pod_specs(RENDERED["monitoring"])[0])["ports"][0]["name"]
+        self.assertEqual([one["port"] for one in monitor["podMetricsEndpoints"]], [port])
+
+
+class Inject(unittest.TestCase):
+    """`outrigger inject` adds the sidecar that base shows."""
+
+    PLAIN = "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec:\n  containers:\n    - {name: x, image: y}\n"
+
+    def test_inject_and_base_agree(self):
+        done = subprocess.run([OUTRIGGER, "inject"], input=self.PLAIN, capture_output=True, text=True, timeout=60)
+        if "unrecognized subcommand" in done.stderr:
+            self.skipTest("this binary has no `inject`")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        injected, base = yaml.safe_load(done.stdout)["spec"], pod_specs(RENDERED["base"])[0]
+        self.assertEqual(sidecar(injected), sidecar(base))
+        self.assertEqual(environment(injected["containers"][0]), environment(apps(base)[0]))
+        self.assertEqual(injected["volumes"], base["volumes"])
+
+
+if __name__ == "__main__":
+    unittest.main()
