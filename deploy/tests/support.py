@@ -36,7 +36,7 @@ def render(directory):
 
 def compose(resources, components):
     """As `render`, of a kustomization that a user would write: these resources with these components."""
-    with tempfile.TemporaryDirectory(dir=ROOT / "target") as directory:
+    with tempfile.TemporaryDirectory() as directory:
         up = lambda names: [os.path.relpath(K8S / name, directory) for name in names]
         text = {"resources": up(resources), "components": up(components)}
         (pathlib.Path(directory) / "kustomization.yaml").write_text(json.dumps(text))

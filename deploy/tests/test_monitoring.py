@@ -95,7 +95,7 @@ class Queries(unittest.TestCase):
                 found = selectors(parse(expression))
                 self.assertTrue(found)
                 for selector in found:
-                    self.assertIn(selector.name, SHOWN)
+                    self.assertIn(selector.name, sorted(SHOWN))
                     asked.add(selector.name)
                     labels = SHOWN[selector.name]
                     for matcher in selector.matchers.matchers:
