@@ -15,6 +15,7 @@ CUSTOM = "monitoring.coreos.com/"
 NATIVE = ["1.29", "1.37"]
 # Native sidecars came with 1.29; these are for what was before, too.
 OLD = ["1.25", "1.37"]
+BOUNDED = ["network-policy", "force-egress", "everything", "job, bounded"]
 PROXY_VARIABLES = ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"]
 
 RENDERED = {}
@@ -24,7 +25,7 @@ def setUpModule():
     for directory in sorted([K8S / "base", *(K8S / "overlays").iterdir()]):
         RENDERED[directory.name] = render(directory)
     RENDERED["everything"] = compose(
-        ["base"], ["components/network-policy", "components/monitoring", "components/no-native-sidecar"])
+        ["base"], ["components/" + name for name in ("network-policy", "force-egress", "monitoring", "no-native-sidecar")])
     RENDERED["job, bounded"] = compose(["overlays/job"], ["components/network-policy"])
 
 
@@ -97,7 +98,7 @@ class Manifests(unittest.TestCase):
                 with self.subTest(name):
                     if lacks_native(name):
                         self.assertEqual(pod["containers"][0]["name"], "outrigger")
-                        self.assertEqual(pod.get("initContainers") or [], [])
+                        self.assertNotIn("restartPolicy", pod["containers"][0])
                     else:
                         self.assertEqual(pod["initContainers"][0]["name"], "outrigger")
                         self.assertEqual(pod["initContainers"][0]["restartPolicy"], "Always")
@@ -108,10 +109,14 @@ class Manifests(unittest.TestCase):
                 for container in pod.get("initContainers", []) + pod["containers"]:
                     with self.subTest(name, container=container["name"]):
                         context = container["securityContext"]
-                        self.assertTrue(context["runAsNonRoot"] and context["runAsUser"] > 0)
+                        # It loads packet filter rules and ends.
+                        filters = container["name"] == "outrigger-egress"
+                        self.assertEqual(context["runAsNonRoot"], not filters)
+                        self.assertEqual(context["runAsUser"] > 0, not filters)
                         self.assertTrue(context["readOnlyRootFilesystem"])
                         self.assertIs(context["allowPrivilegeEscalation"], False)
-                        self.assertEqual(context["capabilities"], {"drop": ["ALL"]})
+                        added = {"add": ["NET_ADMIN"]} if filters else {}
+                        self.assertEqual(context["capabilities"], {"drop": ["ALL"], **added})
                         self.assertEqual(context["seccompProfile"], {"type": "RuntimeDefault"})
                         self.assertIn("memory", container["resources"]["limits"])
 
@@ -149,7 +154,7 @@ class Manifests(unittest.TestCase):
             with self.subTest(name), Proxy(policies(documents), environment(sidecar(pod))) as proxy:
                 effective = json.loads(proxy.get("admin", "/config"))
                 self.assertEqual(effective["shutdown"]["quiet"], "15s" if lacks_native(name) else "1s")
-                bounded = name in ("network-policy", "everything", "job, bounded")
+                bounded = name in BOUNDED
                 self.assertEqual(effective["egress"]["unmatched"], "deny" if bounded else "forward")
                 # Where it is forwarded, the name can't be found.
                 self.assertIn(proxy.through("http://nobody-named-this.invalid/"), [403] if bounded else [502, 504])
@@ -159,7 +164,7 @@ class Manifests(unittest.TestCase):
                 self.assertLess(seconds(effective["shutdown"]["quiet"]), grace)
 
     def test_the_network_policy_selects_the_pods_and_only_bounds_what_leaves(self):
-        for name in ("network-policy", "everything", "job, bounded"):
+        for name in BOUNDED:
             with self.subTest(name):
                 policy = of_kind(RENDERED[name], "NetworkPolicy")[0]["spec"]
                 self.assertEqual(policy["policyTypes"], ["Egress"])
@@ -168,6 +173,15 @@ class Manifests(unittest.TestCase):
                     self.assertIn(document["spec"]["template"]["metadata"]["labels"][chosen["key"]], chosen["values"])
                 ports = {port["port"] for rule in policy["egress"] for port in rule["ports"]}
                 self.assertEqual(ports, {53, 443})
+
+    def test_the_rules_let_out_the_user_that_outrigger_runs_as_and_no_other_container(self):
+        rules = (K8S / "components" / "force-egress" / "egress.nft").read_text()
+        user = int(re.search(r"meta skuid (\d+) accept", rules).group(1))
+        pod = pod_specs(RENDERED["force-egress"])[0]
+        self.assertEqual([one["name"] for one in pod["initContainers"]], ["outrigger", "outrigger-egress"])
+        self.assertEqual(sidecar(pod)["securityContext"]["runAsUser"], user)
+        for app in apps(pod):
+            self.assertNotEqual(app["securityContext"]["runAsUser"], user)
 
     def test_a_component_says_so_where_there_is_no_sidecar_to_change(self):
         with self.assertRaises(AssertionError):
