@@ -65,8 +65,8 @@ class Manifests(unittest.TestCase):
                 file = pathlib.Path(directory) / "all.yaml"
                 ours = [one for one in documents if not one["apiVersion"].startswith(CUSTOM)]
                 file.write_text(yaml.safe_dump_all(ours))
-                for version in OLD if lacks_native(name) else NATIVE:
-                    run(TOOLS / "kubernetes-validate", "--strict", "-k", version, file)
+                old, new = OLD if lacks_native(name) else NATIVE
+                run(TOOLS / "kubernetes-validate", "--strict", "-k", old, "-k", new, file)
 
     def test_a_misspelt_field_would_be_found(self):
         with tempfile.TemporaryDirectory() as directory:
@@ -193,20 +193,56 @@ class Manifests(unittest.TestCase):
         self.assertEqual([one["port"] for one in monitor["podMetricsEndpoints"]], [port])
 
 
+def inject(text, *options):
+    """What `outrigger inject` makes of a text."""
+    done = subprocess.run([OUTRIGGER, "inject", *options], input=text, capture_output=True, text=True, timeout=60)
+    if "unrecognized subcommand" in done.stderr:
+        raise unittest.SkipTest("this binary has no `inject`")
+    if done.returncode != 0:
+        raise AssertionError(done.stderr)
+    return done.stdout
+
+
+def workloads():
+    """One of each kind that has pods, without a sidecar."""
+    pod = {"restartPolicy": "Always", "containers": [{"name": "x", "image": "y"}]}
+    once = {**pod, "restartPolicy": "Never"}
+    labels = {"app": "x"}
+    template = {"metadata": {"labels": labels}, "spec": pod}
+    many = {"selector": {"matchLabels": labels}, "template": template}
+    job = {"template": {"spec": once}}
+    return [
+        {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}, "spec": pod},
+        {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "b"}, "spec": many},
+        {"apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "c"}, "spec": many},
+        {"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": "d"}, "spec": {**many, "serviceName": "d"}},
+        {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "e"}, "spec": job},
+        {"apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": "f"},
+         "spec": {"schedule": "0 3 * * *", "jobTemplate": {"spec": job}}},
+    ]
+
+
 class Inject(unittest.TestCase):
-    """`outrigger inject` adds the sidecar that base shows."""
-
-    PLAIN = "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec:\n  containers:\n    - {name: x, image: y}\n"
-
     def test_inject_and_base_agree(self):
-        done = subprocess.run([OUTRIGGER, "inject"], input=self.PLAIN, capture_output=True, text=True, timeout=60)
-        if "unrecognized subcommand" in done.stderr:
-            self.skipTest("this binary has no `inject`")
-        self.assertEqual(done.returncode, 0, done.stderr)
-        injected, base = yaml.safe_load(done.stdout)["spec"], pod_specs(RENDERED["base"])[0]
+        injected = yaml.safe_load(inject(yaml.safe_dump(workloads()[0])))["spec"]
+        base = pod_specs(RENDERED["base"])[0]
         self.assertEqual(sidecar(injected), sidecar(base))
         self.assertEqual(environment(injected["containers"][0]), environment(apps(base)[0]))
         self.assertEqual(injected["volumes"], base["volumes"])
+
+    def test_what_inject_writes_is_valid(self):
+        plain = yaml.safe_dump_all(workloads(), sort_keys=False)
+        for options, versions in (((), NATIVE), (("--no-native",), OLD)):
+            with self.subTest(options), tempfile.TemporaryDirectory() as directory:
+                text = inject(plain, *options)
+                self.assertEqual(text.count("name: outrigger-config"), 2 * len(workloads()))
+                file = pathlib.Path(directory) / "all.yaml"
+                file.write_text(text)
+                run(TOOLS / "kubernetes-validate", "--strict", "-k", versions[0], "-k", versions[1], file)
+
+    def test_base_has_nothing_left_to_inject(self):
+        text = yaml.safe_dump_all(RENDERED["base"])
+        self.assertEqual(inject(text), text)
 
 
 if __name__ == "__main__":
