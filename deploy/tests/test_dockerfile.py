@@ -1,6 +1,9 @@
 """The Dockerfile can't be built here; what can be known without an engine is checked."""
 
+import json
 import re
+import shutil
+import tempfile
 import tomllib
 import unittest
 
@@ -31,6 +34,16 @@ class Dockerfile(unittest.TestCase):
             for included in re.findall(r'include_(?:str|bytes)!\("([^"]+)"\)', file.read_text()):
                 target = (file.parent / included).resolve().relative_to(ROOT)
                 self.assertIn(target.parts[0], copied, f"{file} includes {included}")
+
+    def test_cargo_finds_its_way_with_what_is_copied(self):
+        with tempfile.TemporaryDirectory() as directory:
+            for name in re.findall(r"^COPY (?!--from)(.*)$", TEXT, re.M):
+                for one in name.split()[:-1]:
+                    copy = shutil.copytree if (ROOT / one).is_dir() else shutil.copy
+                    copy(ROOT / one, f"{directory}/{one}")
+            seen = json.loads(run("cargo", "metadata", "--no-deps", "--locked", "--format-version=1", cwd=directory))
+            targets = {kind for target in seen["packages"][0]["targets"] for kind in target["kind"]}
+            self.assertEqual(targets, {"lib", "bin"})
 
     def test_the_user_is_the_one_of_the_manifests(self):
         manifest = (K8S / "base" / "deployment.yaml").read_text()
