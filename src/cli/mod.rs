@@ -1,13 +1,16 @@
 //! The command line: one file a command.
 
 mod check;
+mod completions;
+mod man;
 pub mod run;
+mod schema;
 
-use std::io::IsTerminal;
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 /// A sidecar proxy that gives every outgoing call of an app its upstream's policy.
 #[derive(Debug, Parser)]
@@ -25,6 +28,12 @@ enum Command {
     ///
     /// Exit status: 0 valid, 1 invalid, 2 unreadable.
     Check(check::Options),
+    /// Prints the JSON Schema of the configuration, for editors.
+    Schema,
+    /// Prints the completion script of a shell.
+    Completions(completions::Options),
+    /// Prints a manual page.
+    Man(man::Options),
 }
 
 /// Which configuration.
@@ -49,6 +58,21 @@ pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(file) => run::run(file.config),
         Command::Check(options) => check::check(&options),
+        Command::Schema => schema::schema(),
+        Command::Completions(options) => completions::completions(&options, Cli::command()),
+        Command::Man(options) => man::man(&options, Cli::command()),
+    }
+}
+
+/// Prints to standard output. A reader that went away, as `| head` does, is no failure of the command.
+pub(crate) fn print(text: &str) -> ExitCode {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            // Nowhere is left to complain to where standard error is closed.
+            let _ = writeln!(std::io::stderr(), "outrigger: standard output can't be written: {error}");
+            ExitCode::FAILURE
+        }
+        Ok(()) | Err(_) => ExitCode::SUCCESS,
     }
 }
 

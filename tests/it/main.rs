@@ -8,6 +8,7 @@ mod hangups;
 mod limits;
 mod operator;
 mod reload;
+mod schema;
 mod shutdown;
 mod smuggling;
 mod support;

@@ -1,0 +1,431 @@
+//! The configuration as a JSON Schema (2020-12), for editors and for checks without Outrigger. Made from the same table and
+//! the same built-in values as everything else.
+//!
+//! It never refuses what [`load`](super::load) accepts, but for what nobody means: a number as a host, or a variable that can
+//! only be empty, where a list is written. It accepts more: what takes two settings, a file or the environment to judge is
+//! `outrigger check`'s.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::{Map, Value as Json, json};
+
+use crate::address::AddressRule;
+use crate::config::layers::Layers;
+use crate::config::schema::{self, Item, Key, Kind, Scope};
+use crate::config::upstream::LONGEST_NAME;
+use crate::document::Problems;
+use crate::document::tree::{Layer, Node};
+use crate::policy::classify::Events;
+use crate::policy::retry::METHODS;
+use crate::units::{DURATION_UNITS, SIZE_UNITS};
+
+/// `${NAME}`, `${NAME:-default}` or `${file:/path}`, anywhere in a string.
+const REFERENCE: &str = r"\$\{[A-Za-z_][^}]*\}";
+/// One of them alone, which is read as the scalar that it stands for.
+const REFERENCE_ALONE: &str = r"^\$\{[A-Za-z_][^}]*\}$";
+/// A name as DNS knows it, with or without a dot at the end.
+const HOST_NAME: &str = r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?";
+const IPV4: &str = r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}";
+const IPV6: &str = "[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*";
+/// Of a host: 1 to 65535.
+const PORT: &str = "0{0,4}[1-9][0-9]{0,4}";
+/// The characters of a method or a header name (RFC 9110, section 5.6.2).
+const TOKEN: &str = "[!#$%&'*+.^_`|~0-9A-Za-z-]+";
+
+/// The schema.
+pub fn document() -> Json {
+    let built_in = BuiltIn::new();
+    let mut top = block(&properties(&[Scope::Top], "", &built_in));
+    top.insert("required".to_owned(), json!(["version"]));
+    if let Some(Json::Object(properties)) = top.get_mut("properties") {
+        merge(properties, "defaults", reference("defaults"));
+        merge(properties, "upstreams", upstreams());
+    }
+    top.insert("type".to_owned(), json!("object"));
+    top.insert("$schema".to_owned(), json!("https://json-schema.org/draft/2020-12/schema"));
+    top.insert("$id".to_owned(), json!("urn:outrigger:config:1"));
+    top.insert("title".to_owned(), json!("Outrigger configuration, version 1"));
+    top.insert(
+        "description".to_owned(),
+        json!("Which policy every upstream gets. `outrigger check` sees what a schema can't."),
+    );
+    top.insert(
+        "$comment".to_owned(),
+        json!(format!(
+            "Made by `outrigger schema` of version {}. Reserved for a later version: {}.",
+            env!("CARGO_PKG_VERSION"),
+            schema::RESERVED.join(", ")
+        )),
+    );
+    top.insert("$defs".to_owned(), Json::Object(definitions(&built_in)));
+    Json::Object(top)
+}
+
+/// The built-in values.
+struct BuiltIn(Layers);
+
+impl BuiltIn {
+    fn new() -> BuiltIn {
+        let mut problems = Problems::default();
+        let file = Arc::new(PathBuf::from("nothing"));
+        let root = Node::parse("upstreams: {a: {}}", &file, Layer::File, &mut problems);
+        BuiltIn(Layers::new(root.unwrap_or_else(|| unreachable!("this is a document: {problems:?}"))))
+    }
+
+    /// The built-in value of a key.
+    fn of(&self, key: &Key) -> Option<Json> {
+        let path = match key.scope {
+            Scope::Top => key.path.to_owned(),
+            Scope::Policy | Scope::Shared | Scope::Upstream => format!("upstreams.a.{}", key.path),
+            Scope::Route => return None,
+        };
+        let source = self.0.origin_of(&path)?;
+        (source.layer == Layer::BuiltIn && !is_block(key.kind)).then_some(source.value)
+    }
+}
+
+fn is_block(kind: Kind) -> bool {
+    matches!(kind, Kind::Block | Kind::BlockOrOff | Kind::Routes)
+}
+
+/// What `$defs` holds: the kinds of values, and the blocks that may stand in several places.
+fn definitions(built_in: &BuiltIn) -> Map<String, Json> {
+    let mut all = Map::new();
+    for key in schema::KEYS {
+        if let Some((name, definition)) = named(key.kind) {
+            all.insert(name.to_owned(), definition);
+        }
+        if let Kind::List(item) | Kind::One(item) = key.kind {
+            let (name, definition) = of_item(item);
+            all.insert(name.to_owned(), definition);
+        }
+        if matches!(key.scope, Scope::Policy | Scope::Shared) && !key.path.contains('.') {
+            all.insert(key.path.to_owned(), of_block(key, built_in));
+        }
+    }
+    let mut route = block(&properties(&[Scope::Route, Scope::Policy], "", built_in));
+    route.insert("type".to_owned(), json!("object"));
+    route.insert("required".to_owned(), json!(["name", "match"]));
+    all.insert("route".to_owned(), Json::Object(route));
+    for (name, scopes) in [
+        ("defaults", &[Scope::Policy, Scope::Shared][..]),
+        ("upstream", &[Scope::Upstream, Scope::Policy, Scope::Shared]),
+    ] {
+        let mut definition = block(&properties(scopes, "", built_in));
+        definition.insert("type".to_owned(), json!(["object", "null"]));
+        all.insert(name.to_owned(), Json::Object(definition));
+    }
+    all
+}
+
+/// The keys directly below a path, those of shared blocks by reference.
+fn properties(scopes: &[Scope], below: &str, built_in: &BuiltIn) -> Map<String, Json> {
+    let mut properties = Map::new();
+    for key in schema::KEYS.iter().filter(|key| scopes.contains(&key.scope)) {
+        let name = match (below, key.path.strip_prefix(below)) {
+            ("", Some(name)) => name,
+            (_, Some(rest)) => match rest.strip_prefix('.') {
+                Some(name) => name,
+                None => continue,
+            },
+            (_, None) => continue,
+        };
+        if name.contains('.') {
+            continue;
+        }
+        let shared = below.is_empty() && matches!(key.scope, Scope::Policy | Scope::Shared);
+        let mut property = match (shared, key.kind) {
+            (true, _) => reference(name),
+            (false, Kind::Block | Kind::BlockOrOff) => of_block(key, built_in),
+            (false, kind) => value(kind),
+        };
+        if let Json::Object(property) = &mut property {
+            property.insert("description".to_owned(), json!(key.about));
+            if let Some(default) = built_in.of(key) {
+                property.insert("default".to_owned(), default);
+            }
+        }
+        properties.insert(name.to_owned(), property);
+    }
+    properties
+}
+
+fn of_block(key: &Key, built_in: &BuiltIn) -> Json {
+    let mut definition = block(&properties(&[key.scope], key.path, built_in));
+    match key.kind {
+        Kind::BlockOrOff => {
+            definition.insert("type".to_owned(), json!(["object", "string", "boolean", "null"]));
+            definition.insert("pattern".to_owned(), json!(format!("^off$|{REFERENCE}")));
+            definition.insert("not".to_owned(), json!({"const": true}));
+        }
+        _ if key.path == "match" => {
+            definition.insert("type".to_owned(), json!("object"));
+            let written = |keys: &[&str]| {
+                let present: Map<String, Json> =
+                    keys.iter().map(|key| ((*key).to_owned(), json!({"not": {"type": "null"}}))).collect();
+                json!({"required": keys, "properties": present})
+            };
+            let any: Vec<Json> = ["methods", "path", "path_regex"].iter().map(|key| written(&[key])).collect();
+            definition.insert("anyOf".to_owned(), json!(any));
+            definition.insert("not".to_owned(), written(&["path", "path_regex"]));
+        }
+        _ => {
+            definition.insert("type".to_owned(), json!(["object", "null"]));
+        }
+    }
+    Json::Object(definition)
+}
+
+fn block(properties: &Map<String, Json>) -> Map<String, Json> {
+    let mut block = Map::new();
+    block.insert("properties".to_owned(), Json::Object(properties.clone()));
+    block.insert("additionalProperties".to_owned(), json!(false));
+    block
+}
+
+fn upstreams() -> Json {
+    json!({
+        "type": ["object", "null"],
+        "propertyNames": {"pattern": format!("^[a-z0-9-]{{1,{LONGEST_NAME}}}$"), "not": {"const": "unmatched"}},
+        "additionalProperties": reference("upstream"),
+    })
+}
+
+fn reference(name: &str) -> Json {
+    json!({"$ref": format!("#/$defs/{name}")})
+}
+
+/// Replaces a property, but for its description.
+fn merge(properties: &mut Map<String, Json>, name: &str, mut with: Json) {
+    let description = properties.get(name).and_then(|old| old.get("description")).cloned();
+    if let (Some(description), Json::Object(with)) = (description, &mut with) {
+        with.insert("description".to_owned(), description);
+    }
+    properties.insert(name.to_owned(), with);
+}
+
+/// What a key of this kind may hold.
+fn value(kind: Kind) -> Json {
+    match kind {
+        Kind::Version => json!({"anyOf": [{"const": 1}, {"type": "string", "pattern": REFERENCE_ALONE}]}),
+        Kind::CountUpTo(most) => count(most),
+        Kind::Choice(words) => choice(words),
+        Kind::One(Item::Name) => reference(of_item(Item::Name).0),
+        Kind::One(item) => json!({"anyOf": [reference(of_item(item).0), {"type": "null"}]}),
+        Kind::List(item) => json!({"type": ["array", "null"], "items": reference(of_item(item).0)}),
+        Kind::Routes => json!({"type": ["array", "null"], "items": reference("route")}),
+        Kind::Block | Kind::BlockOrOff => unreachable!("blocks are made by their keys"),
+        Kind::Duration
+        | Kind::Wait
+        | Kind::Clock
+        | Kind::Size
+        | Kind::Count
+        | Kind::CountOrOff
+        | Kind::Ratio
+        | Kind::Boolean
+        | Kind::Ports
+        | Kind::Listen
+        | Kind::ListenOrOff
+        | Kind::Text
+        | Kind::Secret => match named(kind) {
+            Some((name, _)) => reference(name),
+            None => unreachable!("these kinds have names"),
+        },
+    }
+}
+
+/// The kinds of which there is one, with the names that `$defs` has for them.
+fn named(kind: Kind) -> Option<(&'static str, Json)> {
+    let is_true = json!({"const": true});
+    let nothing = json!({"type": "string", "pattern": "^[^1-9$]*$"});
+    let duration: String = DURATION_UNITS.map(|(unit, _)| format!("(?:[0-9]+{unit})?")).concat();
+    let size = format!("[0-9]+(?:{})", SIZE_UNITS.map(|(unit, _)| unit).join("|"));
+    let listen = format!(r"(?:{IPV4}|\[{IPV6}(?:%[0-9]+)?\]):[0-9]+");
+    Some(match kind {
+        Kind::Duration => (
+            "duration",
+            json!({
+                "description": "A duration such as 250ms, 2s, 1m30s or 1h, longer than 0.",
+                "type": ["string", "null"], "pattern": one(&duration), "not": nothing,
+            }),
+        ),
+        Kind::Wait => (
+            "wait",
+            json!({
+                "description": "A duration such as 250ms, 2s, 1m30s or 1h, or 0.",
+                "type": ["string", "integer", "null"], "pattern": one(&format!("0|{duration}")), "minLength": 1,
+                "minimum": 0, "maximum": 0,
+            }),
+        ),
+        Kind::Clock => (
+            "clock",
+            json!({
+                "description": "A duration such as 250ms, 2s, 1m30s or 1h, or off.",
+                "type": ["string", "boolean", "null"], "pattern": one(&format!("off|{duration}")),
+                "not": {"anyOf": [is_true, {"type": "string", "pattern": "^[^1-9$o]*$"}]},
+            }),
+        ),
+        Kind::Size => (
+            "size",
+            json!({
+                "description": "A size such as 512B, 64KiB or 10MB.",
+                "type": ["string", "null"], "pattern": one(&size), "not": nothing,
+            }),
+        ),
+        Kind::Count => ("count", count(u32::MAX)),
+        Kind::CountOrOff => (
+            "count_or_off",
+            json!({
+                "description": "A whole number of at least 1, or off.",
+                "type": ["integer", "string", "boolean", "null"], "minimum": 1, "maximum": u32::MAX,
+                "pattern": one("off"), "not": is_true,
+            }),
+        ),
+        Kind::Ratio => (
+            "ratio",
+            json!({
+                "description": "A number above 0 and at most 1.",
+                "type": ["number", "string", "null"], "exclusiveMinimum": 0, "maximum": 1, "pattern": REFERENCE_ALONE,
+            }),
+        ),
+        Kind::Boolean => (
+            "switch",
+            json!({"description": "true or false.", "type": ["boolean", "string", "null"], "pattern": REFERENCE_ALONE}),
+        ),
+        Kind::Ports => (
+            "ports",
+            json!({
+                "description": "any, or a list of ports.",
+                "type": ["array", "string", "null"], "pattern": one("any"), "minItems": 1,
+                "items": {
+                    "type": ["integer", "string"], "minimum": 1, "maximum": u16::MAX, "pattern": one(r"\+?0*[1-9][0-9]{0,4}"),
+                },
+            }),
+        ),
+        Kind::Listen => (
+            "listen",
+            json!({
+                "description": "An address with a port, such as 127.0.0.1:7171 or [::]:7173.",
+                "type": ["string", "null"], "pattern": one(&listen),
+            }),
+        ),
+        Kind::ListenOrOff => (
+            "listen_or_off",
+            json!({
+                "description": "An address with a port, such as 127.0.0.1:7171 or [::]:7173, or off.",
+                "type": ["string", "boolean", "null"], "pattern": one(&format!("off|{listen}")), "not": is_true,
+            }),
+        ),
+        Kind::Text => ("text", json!({"description": "Text.", "type": ["string", "number", "null"], "minLength": 1})),
+        Kind::Secret => (
+            "secret",
+            json!({
+                "description": "A secret: ${file:/path}, without spaces.",
+                "type": ["string", "number", "null"], "pattern": one("[!-~]+"),
+            }),
+        ),
+        Kind::Version
+        | Kind::CountUpTo(_)
+        | Kind::Choice(_)
+        | Kind::One(_)
+        | Kind::List(_)
+        | Kind::Block
+        | Kind::BlockOrOff
+        | Kind::Routes => return None,
+    })
+}
+
+fn count(most: u32) -> Json {
+    json!({
+        "description": "A whole number of at least 1.",
+        "type": ["integer", "string", "null"], "minimum": 1, "maximum": most, "pattern": REFERENCE_ALONE,
+    })
+}
+
+/// Words; YAML has some of them as numbers or as false.
+fn choice(words: &[&str]) -> Json {
+    let mut all = Vec::new();
+    for word in words {
+        if let Ok(number) = word.parse::<Json>()
+            && number.is_number()
+        {
+            all.push(number);
+        }
+        all.push(json!(word));
+        if *word == "off" {
+            all.push(json!(false));
+        }
+    }
+    json!({"anyOf": [{"enum": all}, {"type": ["string", "null"], "pattern": REFERENCE}]})
+}
+
+/// What a single value or an item of a list may be, with the name that `$defs` has for it.
+fn of_item(item: Item) -> (&'static str, Json) {
+    let text = |pattern: &str| json!({"type": "string", "pattern": one(pattern)});
+    match item {
+        Item::Event => (
+            "event",
+            json!({
+                "description": "connect_failure, reset, timeout, a status from 400 to 599, 4xx or 5xx.",
+                "anyOf": [
+                    {"enum": Events::WORDS},
+                    {"type": "integer", "minimum": Events::STATUSES.start(), "maximum": Events::STATUSES.end()},
+                    text(r"\+?0*[45][0-9]{2}"),
+                ],
+            }),
+        ),
+        Item::Method => (
+            "method",
+            json!({
+                "description": "An HTTP method, in capitals.",
+                "anyOf": [{"enum": METHODS}, text("[!#$%&'*+.^_`|~0-9A-Z-]+")],
+            }),
+        ),
+        Item::Header => ("header", text(TOKEN)),
+        Item::HostPattern => (
+            "host",
+            described(
+                "A host, *.host, or an address, with or without :port.",
+                text(&format!(r"(?:(?:\*\.)?{HOST_NAME}|\[{IPV6}\])(?::{PORT})?")),
+            ),
+        ),
+        Item::Origin => (
+            "origin",
+            described(
+                "https://host or http://host, with or without :port.",
+                text(&format!(r"[Hh][Tt][Tt][Pp][Ss]?://(?:{HOST_NAME}|\[{IPV6}\])(?::{PORT})?/?")),
+            ),
+        ),
+        Item::AddressRule => (
+            "address",
+            json!({
+                "description": "A class of addresses, an address, or a CIDR.",
+                "anyOf": [
+                    {"enum": AddressRule::CLASSES},
+                    text(&format!(r"(?:{IPV4}|{IPV6})(?:/[0-9]{{1,3}})?|\[(?:{IPV4}|{IPV6})\]")),
+                ],
+            }),
+        ),
+        Item::ServerName => ("server_name", text(&format!(r"{HOST_NAME}|\[{IPV6}\]|{IPV6}"))),
+        Item::Name => {
+            ("name", json!({"type": ["string", "number"], "pattern": one(&format!("[a-z0-9-]{{1,{LONGEST_NAME}}}"))}))
+        }
+        // What can be seen of a path, but for `?`, `#` and `*`, which stands at the end alone.
+        Item::Path => ("path", text(r#"/(?:[!"$-)+->@-~]*|(?:[!"$-)+->@-~]*/)?\*)"#)),
+        Item::Regex => ("regex", json!({"type": "string"})),
+        Item::BucketKey => ("bucket_key", text(&format!("upstream|header:{TOKEN}"))),
+    }
+}
+
+fn described(description: &str, mut schema: Json) -> Json {
+    if let Json::Object(schema) = &mut schema {
+        schema.insert("description".to_owned(), json!(description));
+    }
+    schema
+}
+
+/// The pattern of a whole string, or of one with a `${…}` in it, which may stand for anything.
+fn one(pattern: &str) -> String {
+    format!("^(?:{pattern})$|{REFERENCE}")
+}

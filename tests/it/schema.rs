@@ -1,0 +1,573 @@
+//! The JSON Schema of the configuration, held against the loader by a validator that knows nothing of it.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use jsonschema::{Draft, Validator};
+use outrigger::config::json_schema;
+use outrigger::config::load::{Options, load_text};
+use outrigger::config::schema::{Item, KEYS, Key, Kind, RESERVED, Scope};
+use outrigger::document::read::one_of;
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+use proptest::test_runner::{Config, TestRunner};
+use serde_json::Value as Json;
+
+/// Files that a schema can't refuse, since each value is right by itself, and why they are wrong all the same.
+const UNSEEN: &[(&str, &str)] = &[
+    ("admin_token.yaml", "an address that is not loopback needs a token, which may stand in two places"),
+    ("admin_token_unusable.yaml", "what the variable holds"),
+    ("backoff_crossed.yaml", "two durations compared"),
+    ("host_twice.yaml", "a host in two upstreams"),
+    ("host_twice_in_one.yaml", "two ways to write a host"),
+    ("leads_to_itself.yaml", "an upstream's address is a listener's"),
+    ("listen_taken.yaml", "two listeners compared"),
+    ("listen_without_target.yaml", "how many hosts are exact"),
+    ("number_as_key.yaml", "in JSON every key is text"),
+    ("regex_too_large.yaml", "a regular expression compiled"),
+    ("secret_in_the_wrong_place.yaml", "what the variable holds"),
+    ("tab_after_colon.yaml", "not every reader of YAML minds the tab"),
+    ("times_crossed.yaml", "two durations compared"),
+];
+
+/// Files that are no YAML, or none that has a meaning in JSON: an editor says so by itself.
+const NOT_YAML: &[&str] = &[
+    "at_sign.yaml",
+    "bad_indent.yaml",
+    "duplicate_key.yaml",
+    "merge_key.yaml",
+    "tab.yaml",
+    "two_documents.yaml",
+    "unquoted_in_braces.yaml",
+];
+
+static VALIDATOR: LazyLock<Validator> = LazyLock::new(|| {
+    jsonschema::options().with_draft(Draft::Draft202012).build(&json_schema::document()).expect("it is a schema")
+});
+
+fn json(yaml: &str) -> Result<Json, String> {
+    let mut value: yaml_serde::Value = yaml_serde::from_str(yaml).map_err(|error| error.to_string())?;
+    value.apply_merge().map_err(|error| error.to_string())?;
+    serde_json::to_value(value).map_err(|error| error.to_string())
+}
+
+fn refusals(document: &Json) -> Vec<String> {
+    VALIDATOR.iter_errors(document).map(|error| format!("{}: {error}", error.instance_path())).collect()
+}
+
+fn accepts(yaml: &str) -> bool {
+    json(yaml).is_ok_and(|document| VALIDATOR.is_valid(&document))
+}
+
+/// Missing files are no matter of a schema.
+fn loads(yaml: &str) -> bool {
+    let environment = |name: &str| match name {
+        "N" => Some("4".to_owned()),
+        "D" => Some("5s".to_owned()),
+        "W" => Some("off".to_owned()),
+        "H" => Some("x.example".to_owned()),
+        _ => None,
+    };
+    load_text(yaml, Path::new("f.yaml"), Options { no_env: true }, &environment).config.is_some()
+}
+
+fn files(directory: &str) -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(directory);
+    let Ok(entries) = fs::read_dir(root) else { return Vec::new() };
+    let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "yaml"));
+    files.sort();
+    files
+}
+
+#[test]
+fn it_is_a_schema_of_2020_12() {
+    jsonschema::draft202012::meta::validate(&json_schema::document()).unwrap();
+}
+
+#[test]
+fn it_accepts_every_file_that_is_meant_to_be_used() {
+    let mut all = files("tests/config/valid");
+    all.extend(files("docs/recipes"));
+    all.push(Path::new(env!("CARGO_MANIFEST_DIR")).join("config.example.yaml"));
+    for file in all {
+        let document = json(&fs::read_to_string(&file).unwrap()).unwrap();
+        assert_eq!(refusals(&document), [""; 0], "{}", file.display());
+    }
+}
+
+#[test]
+fn it_refuses_every_broken_file_but_those_that_no_schema_can() {
+    let broken = files("tests/config/broken");
+    let name = |file: &PathBuf| file.file_name().unwrap().to_str().unwrap().to_owned();
+    for sorted in UNSEEN.iter().map(|(name, _)| name).chain(NOT_YAML) {
+        assert!(broken.iter().any(|file| name(file) == *sorted), "{sorted} is gone");
+    }
+    let mut wrong = String::new();
+    for file in broken {
+        let name = name(&file);
+        let unseen = UNSEEN.iter().any(|(unseen, _)| *unseen == name);
+        let expected = (NOT_YAML.contains(&&*name), unseen);
+        let found = json(&fs::read_to_string(&file).unwrap());
+        let sorted = (found.is_err(), found.as_ref().is_ok_and(|document| VALIDATOR.is_valid(document)));
+        if sorted != expected {
+            wrong.push_str(&format!("{name}: {:?}\n", found.map(|document| refusals(&document))));
+        }
+    }
+    assert!(wrong.is_empty(), "sort these into UNSEEN or NOT_YAML, or mend the schema:\n{wrong}");
+}
+
+#[test]
+fn it_accepts_the_built_in_values() {
+    let text = include_str!("../../src/config/defaults.yaml");
+    let mut document = json(text).unwrap();
+    let map = document.as_object_mut().unwrap();
+    map.remove("unmatched");
+    let mut upstream = map.remove("upstream").unwrap();
+    upstream["hosts"] = serde_json::json!(["a.example"]);
+    map.insert("upstreams".to_owned(), serde_json::json!({"a": upstream}));
+    map.insert("version".to_owned(), serde_json::json!(1));
+    assert_eq!(refusals(&document), [""; 0]);
+}
+
+#[test]
+fn every_key_is_in_it_with_its_description_and_its_default() {
+    let schema = json_schema::document();
+    let step = |at: &Json, name: &str| -> Json {
+        let found = at["properties"][name].clone();
+        match found["$ref"].as_str() {
+            Some(reference) if !name.is_empty() => {
+                let mut target = schema.pointer(reference.trim_start_matches('#')).unwrap().clone();
+                for (key, value) in found.as_object().unwrap() {
+                    target[key] = value.clone();
+                }
+                target
+            }
+            _ => found,
+        }
+    };
+    let mut defaults = 0;
+    for key in KEYS {
+        let starts: &[&str] = match key.scope {
+            Scope::Top => &["/"],
+            Scope::Policy => &["/$defs/defaults", "/$defs/upstream", "/$defs/route"],
+            Scope::Shared => &["/$defs/defaults", "/$defs/upstream"],
+            Scope::Upstream => &["/$defs/upstream"],
+            Scope::Route => &["/$defs/route"],
+        };
+        for start in starts {
+            let start = if *start == "/" { &schema } else { schema.pointer(start).unwrap() };
+            let found = key.path.split('.').fold(start.clone(), |at, name| step(&at, name));
+            assert_eq!(found["description"], key.about, "{}", key.path);
+            defaults += usize::from(found.get("default").is_some());
+        }
+    }
+    assert!(defaults > 100, "{defaults}");
+    let rest = &schema["$defs"]["retry"]["properties"]["backoff"]["properties"]["base"];
+    assert_eq!(rest["default"], "100ms");
+}
+
+#[test]
+fn the_words_of_a_choice_are_those_that_the_loader_knows() {
+    for key in KEYS {
+        let Kind::Choice(words) = key.kind else { continue };
+        for word in words {
+            assert!(loads(&document(key, word)), "{} {word}", key.path);
+        }
+        let loaded =
+            load_text(&document(key, "nonsense"), Path::new("f.yaml"), Options::default(), &|_| None).problems.errors;
+        let expected = format!("must be {}, not `nonsense`", one_of(words));
+        assert!(loaded.iter().any(|problem| problem.message == expected), "{}: {loaded:?}", key.path);
+    }
+}
+
+#[test]
+fn words_for_a_later_version_are_refused() {
+    for word in RESERVED {
+        for text in [
+            format!("version: 1\n{word}: {{}}\n"),
+            format!("version: 1\ndefaults: {{{word}: ~}}\n"),
+            format!("version: 1\nupstreams: {{a: {{{word}: {{}}}}}}\n"),
+        ] {
+            assert!(!accepts(&text) && !loads(&text), "{text}");
+        }
+    }
+}
+
+/// Values as YAML has them, of every kind and of none.
+const VALUES: &[&str] = &[
+    "~",
+    "null",
+    "''",
+    "0",
+    "1",
+    "2",
+    "3",
+    "100",
+    "404",
+    "443",
+    "599",
+    "600",
+    "10000",
+    "10001",
+    "65535",
+    "65536",
+    "4294967295",
+    "4294967296",
+    "-1",
+    "0.0",
+    "0.5",
+    ".5",
+    "1.0",
+    "1.2",
+    "1.3",
+    "1.5",
+    "5e-1",
+    "1e9",
+    "010",
+    "0x10",
+    "'1'",
+    "'2'",
+    "'1.2'",
+    "'443'",
+    "'+443'",
+    "'0429'",
+    "'503'",
+    "true",
+    "True",
+    "false",
+    "False",
+    "yes",
+    "'true'",
+    "'false'",
+    "on",
+    "off",
+    "'off'",
+    "Off",
+    "0s",
+    "'0'",
+    "0ms",
+    "250ms",
+    "'250ms'",
+    "1m30s",
+    "1h",
+    "1d",
+    "30s1m",
+    "1.5s",
+    "5us",
+    "10 s",
+    "400d",
+    "s",
+    "0m5s",
+    "00m00s",
+    "512B",
+    "64KiB",
+    "10MB",
+    "10kB",
+    "2TiB",
+    "0B",
+    "64K",
+    "8KiB",
+    "1 KiB",
+    "a.example",
+    "A.example.",
+    "'*.a.example'",
+    "'*.a.example:8443'",
+    "'*'",
+    "a.*.example",
+    "a..example",
+    "10.1.2.3",
+    "10.1.2.3:80",
+    "'[fd00::1]'",
+    "'[fd00::1]:443'",
+    "'::1'",
+    "fd00::/8",
+    "10.0.0.0/8",
+    "10.0.0.0/40",
+    "'[10.0.0.1]'",
+    "a.example:0",
+    "a.example:00080",
+    "a.example:99999",
+    "b\u{fc}cher.example",
+    "https://a.example",
+    "HTTP://a.example:8080/",
+    "https://a.example/v1",
+    "https://u@a.example",
+    "https://[fd00::1]:8443",
+    "ftp://a.example",
+    "127.0.0.1:7300",
+    "'[::]:7301'",
+    "'[fe80::1%5]:7302'",
+    "127.0.0.1:0",
+    "127.0.0.1:007303",
+    "localhost:7304",
+    "':7305'",
+    "loopback",
+    "private",
+    "all_special",
+    "privat",
+    "connect_failure",
+    "reset",
+    "timeout",
+    "4xx",
+    "5xx",
+    "6xx",
+    "GET",
+    "PATCH",
+    "get",
+    "M-SEARCH",
+    "'B AD'",
+    "Idempotency-Key",
+    "x_y",
+    "'a b'",
+    "upstream",
+    "header:X-Tenant",
+    "'header:'",
+    "header:a b",
+    "/",
+    "/v1/charges",
+    "/v1/*",
+    "/*",
+    "/v1*",
+    "/*/x",
+    "/a?b",
+    "/a#b",
+    "/\u{e9}",
+    "/a b",
+    "v1",
+    "'[a-z]+'",
+    "'['",
+    "any",
+    "http",
+    "https",
+    "same",
+    "tunnel",
+    "deny",
+    "forward",
+    "json",
+    "text",
+    "info",
+    "debug",
+    "all",
+    "errors",
+    "masked",
+    "full",
+    "auto",
+    "secret-token",
+    "a-very-long-name-that-goes-on-and-on-and-on-until-there-are-64-of-it",
+    "r-1",
+    "R_1",
+    "'${N}'",
+    "${D}",
+    "${W}",
+    "${H}",
+    "'${N}s'",
+    "'${N}${N}'",
+    "'${NONE:-7}'",
+    "'${NONE:-7s}'",
+    "'${NONE:-${N}}'",
+    "'$${N}'",
+    "'${'",
+    "'${}'",
+    "'${1X}'",
+    "'${file:}'",
+    "'$'",
+    "/x/${N}",
+    "[]",
+    "[1]",
+    "[~]",
+    "{}",
+    "{a: 1}",
+    "[[]]",
+];
+
+/// Of these, what tells blocks apart.
+const FOR_BLOCKS: &[&str] =
+    &["~", "''", "5", "true", "false", "off", "'off'", "Off", "'false'", "x", "${W}", "${D}", "{}", "[]", "{a: 1}"];
+
+/// What of a list's item nobody means: YAML has a number or a truth where a name stands, and the loader takes it as text.
+fn is_a_slip(kind: Kind, value: &str) -> bool {
+    let Ok(parsed) = json(value) else { return false };
+    let items = match parsed {
+        Json::Array(items) => items,
+        single => vec![single],
+    };
+    match kind {
+        Kind::One(Item::Name) | Kind::Text | Kind::Secret => items.iter().any(Json::is_boolean),
+        Kind::One(_) | Kind::List(_) => items.iter().any(|item| item.is_boolean() || item.is_number()),
+        _ => false,
+    }
+}
+
+/// A document with one key.
+fn document(key: &Key, value: &str) -> String {
+    let mut tree = Tree::default();
+    tree.place(key, if key.scope == Scope::Policy { 2 } else { 1 }, value);
+    tree.text()
+}
+
+/// A document in the making: keys to values as they are written.
+#[derive(Default)]
+struct Tree(BTreeMap<Vec<String>, String>);
+
+impl Tree {
+    /// Puts a key at one of the places where it may stand: `defaults`, an upstream, a route.
+    fn place(&mut self, key: &Key, place: usize, value: &str) {
+        let prefix: &[&str] = match (key.scope, place) {
+            (Scope::Top, _) => &[],
+            (Scope::Policy | Scope::Shared, 0) => &["defaults"],
+            (Scope::Policy, 2) | (Scope::Route, _) => &["upstreams", "a", "routes"],
+            (Scope::Policy | Scope::Shared | Scope::Upstream, _) => &["upstreams", "a"],
+        };
+        let path: Vec<String> = prefix.iter().copied().chain(key.path.split('.')).map(str::to_owned).collect();
+        // What is below a value, or above one, is already said.
+        if !self.0.keys().any(|other| other.starts_with(&path) || path.starts_with(other)) {
+            self.0.insert(path, value.to_owned());
+        }
+    }
+
+    /// As YAML, with what every document needs.
+    fn text(&self) -> String {
+        let mut all = self.0.clone();
+        let mut need = |path: &[&str], value: &str| {
+            let path: Vec<String> = path.iter().map(|name| (*name).to_owned()).collect();
+            if !all.keys().any(|other| path.starts_with(other) || other.starts_with(&path)) {
+                all.insert(path, value.to_owned());
+            }
+        };
+        need(&["version"], "1");
+        if self.0.keys().any(|path| path.len() > 1 && path[0] == "upstreams") {
+            need(&["upstreams", "a", "hosts"], "[host.example]");
+        }
+        if self.0.keys().any(|path| path.len() > 3 && path[2] == "routes") {
+            need(&["upstreams", "a", "routes", "name"], "r");
+            need(&["upstreams", "a", "routes", "match"], "{path: /r}");
+        }
+        let entries: Vec<(&[String], &str)> = all.iter().map(|(path, value)| (&path[..], &**value)).collect();
+        write(&entries, false) + "\n"
+    }
+}
+
+fn write(entries: &[(&[String], &str)], list: bool) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    let mut rest = entries;
+    while let Some((path, value)) = rest.first() {
+        let same = rest.iter().take_while(|(other, _)| other[0] == path[0]).count();
+        let (group, others) = rest.split_at(same);
+        if path.len() == 1 {
+            // `${…}` needs quotes in braces.
+            let quoted = value.contains("${") && !value.starts_with(['\'', '"']);
+            parts.push(format!("{}: {}", path[0], if quoted { format!("'{value}'") } else { (*value).to_owned() }));
+        } else {
+            let below: Vec<(&[String], &str)> = group.iter().map(|(path, value)| (&path[1..], *value)).collect();
+            parts.push(format!("{}: {}", path[0], write(&below, path[0] == "routes")));
+        }
+        rest = others;
+    }
+    let block = format!("{{{}}}", parts.join(", "));
+    if list { format!("[{block}]") } else { block }
+}
+
+#[test]
+fn what_the_loader_accepts_of_one_value_the_schema_accepts() {
+    let (mut alarms, mut accepted) = (String::new(), 0);
+    let mut kinds: Vec<Kind> = Vec::new();
+    for key in KEYS {
+        let values = match key.kind {
+            Kind::Block | Kind::BlockOrOff => FOR_BLOCKS,
+            // Whatever the key, a kind is a kind.
+            kind if kinds.contains(&kind) => continue,
+            _ => VALUES,
+        };
+        kinds.push(key.kind);
+        let list = matches!(key.kind, Kind::List(_) | Kind::Ports);
+        for value in values {
+            let value = if list { format!("[{value}]") } else { (*value).to_owned() };
+            let text = document(key, &value);
+            if accepts(&text) {
+                accepted += 1;
+            } else if loads(&text) && !is_a_slip(key.kind, &value) {
+                alarms.push_str(&format!("{text}{:?}\n", json(&text).map(|document| refusals(&document))));
+            }
+        }
+    }
+    assert!(alarms.is_empty(), "{alarms}");
+    assert!((500..2500).contains(&accepted), "{accepted}");
+}
+
+/// A value that is right more often than not.
+fn likely(kind: Kind, index: &Index) -> &'static str {
+    let good: &[&str] = match kind {
+        Kind::Version => &["1"],
+        Kind::Duration => &["1s", "'${D}'", "5m", "~", "'1s'"],
+        Kind::Wait => &["0", "100ms", "'0'", "${D}"],
+        Kind::Clock => &["off", "false", "2s", "'${W}'", "'off'"],
+        Kind::Size => &["64KiB", "2MB", "'1MiB'"],
+        Kind::Count | Kind::CountUpTo(_) => &["2", "'${N}'", "300", "~"],
+        Kind::CountOrOff => &["off", "2", "'${W}'", "false"],
+        Kind::Ratio => &["0.2", "1", "5e-1"],
+        Kind::Boolean => &["true", "False"],
+        Kind::Choice(words) => words,
+        Kind::One(Item::ServerName) | Kind::List(Item::HostPattern) => &["b.example", "[b.example, '*.c.example:80']"],
+        Kind::One(Item::Name) => &["q", "404"],
+        Kind::One(Item::Path) => &["/a", "/a/*"],
+        Kind::One(Item::Regex) => &["/[a-z]+", "'.*'"],
+        Kind::One(Item::BucketKey) => &["upstream", "header:X-A", "'header:${H}'"],
+        Kind::List(Item::Event) => &["[5xx, 429]", "[reset, '${N}29']", "[]"],
+        Kind::List(Item::Method) => &["[GET, M-SEARCH]", "[]"],
+        Kind::List(Item::Header) => &["[X-Key]", "['x-${H}']"],
+        Kind::List(Item::Origin) => &["['https://b.example']", "['http://${H}:80', 'https://10.0.0.1/']"],
+        Kind::List(Item::AddressRule) => &["[private, 10.0.0.0/8]", "['fd00::1', cgnat]"],
+        Kind::One(_) | Kind::List(_) => &["~"],
+        Kind::Ports => &["any", "[443, '80']", "'${NONE:-any}'"],
+        Kind::Listen => &["127.0.0.1:7400", "'[::1]:7401'"],
+        Kind::ListenOrOff => &["off", "127.0.0.1:7402", "'${W}'"],
+        Kind::Text => &["/nowhere/x.pem", "5"],
+        Kind::Secret => &["${H}", "12345678"],
+        Kind::Block => &["{}", "~"],
+        Kind::BlockOrOff => &["off", "{}", "~", "'${W}'"],
+        Kind::Routes => &["[]", "[{name: z, match: {methods: [GET]}}]"],
+    };
+    good[index.index(good.len())]
+}
+
+#[test]
+fn what_the_loader_accepts_of_any_document_the_schema_accepts() {
+    let (tried, accepted) = (Cell::new(0), Cell::new(0));
+    let choice = (select(KEYS), 0usize..3, any::<Index>(), prop::option::weighted(0.05, select(VALUES)));
+    let documents = prop::collection::vec(choice, 1..12);
+    let config = Config { failure_persistence: None, ..Config::with_cases(500) };
+    let run = TestRunner::new(config).run(&documents, |choices| {
+        let mut tree = Tree::default();
+        for (key, place, index, odd) in choices {
+            let value = odd.unwrap_or_else(|| likely(key.kind, &index));
+            if !is_a_slip(key.kind, value) || likely(key.kind, &index) == value {
+                tree.place(&key, place, value);
+            }
+        }
+        let text = tree.text();
+        tried.set(tried.get() + 1);
+        if loads(&text) {
+            accepted.set(accepted.get() + 1);
+            prop_assert!(accepts(&text), "{text}{:?}", json(&text).map(|document| refusals(&document)));
+        }
+        Ok(())
+    });
+    run.unwrap();
+    assert!(accepted.get() * 5 > tried.get(), "only {} of {} load", accepted.get(), tried.get());
+}
+
+mod command {
+    use assert_cmd::Command;
+
+    #[test]
+    fn the_schema_is_printed() {
+        let output = Command::new(env!("CARGO_BIN_EXE_outrigger")).arg("schema").output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty());
+        let printed: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(printed, super::json_schema::document());
+    }
+}
