@@ -14,6 +14,15 @@ pub(crate) struct Options {
     shell: Shell,
 }
 
+/// Below the options.
+pub(crate) const HELP: &str = "\
+Examples:
+  outrigger completions bash > ~/.local/share/bash-completion/completions/outrigger
+  outrigger completions zsh > ~/.zfunc/_outrigger   with `fpath+=~/.zfunc` before `compinit` in ~/.zshrc
+  outrigger completions fish > ~/.config/fish/completions/outrigger.fish
+  outrigger completions elvish >> ~/.config/elvish/rc.elv
+  outrigger completions powershell >> $PROFILE";
+
 /// Prints the script to stdout.
 pub(crate) fn completions(options: &Options, mut command: Command) -> ExitCode {
     let mut script = Vec::new();

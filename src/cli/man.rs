@@ -15,6 +15,12 @@ pub(crate) struct Options {
     command: Vec<String>,
 }
 
+/// Below the options.
+pub(crate) const HELP: &str = "\
+Examples:
+  outrigger man | man -l -
+  outrigger man check > /usr/local/share/man/man1/outrigger-check.1";
+
 /// Prints the page to stdout.
 pub(crate) fn man(options: &Options, mut cli: Command) -> ExitCode {
     // Gives every command its full name.
@@ -33,9 +39,17 @@ pub(crate) fn man(options: &Options, mut cli: Command) -> ExitCode {
     let source = concat!("Outrigger ", env!("CARGO_PKG_VERSION"));
     let mut text = Vec::new();
     match Man::new(page.clone()).source(source).manual("Outrigger").render(&mut text) {
-        Ok(()) => print(&String::from_utf8_lossy(&text)),
+        Ok(()) => print(&notes(&String::from_utf8_lossy(&text))),
         Err(error) => complain(&format!("the page can't be written: {error}"), 1),
     }
+}
+
+/// Gives what stands below the options its usual name, and keeps its lines as they are: a command that is broken in two can't
+/// be copied.
+fn notes(page: &str) -> String {
+    let Some((before, notes)) = page.split_once(".SH EXTRA\n") else { return page.to_owned() };
+    let end = notes.find(".SH ").unwrap_or(notes.len());
+    format!("{before}.SH NOTES\n.nf\n{}.fi\n{}", &notes[..end], &notes[end..])
 }
 
 fn complain(message: &str, status: u8) -> ExitCode {

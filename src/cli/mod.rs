@@ -12,9 +12,16 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+const START: &str = "\
+Start here:
+  outrigger check --config outrigger.yaml   what is wrong with a file, if anything
+  outrigger run --config outrigger.yaml     then let the app use http://127.0.0.1:7171 as HTTP_PROXY
+
+`outrigger COMMAND --help` has examples and exit statuses.";
+
 /// A sidecar proxy that gives every outgoing call of an app its upstream's policy.
 #[derive(Debug, Parser)]
-#[command(name = "outrigger", version, about, disable_help_subcommand = true)]
+#[command(name = "outrigger", version, about, disable_help_subcommand = true, after_help = START)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -23,23 +30,26 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Runs the proxy.
+    #[command(after_help = run::HELP)]
     Run(ConfigFile),
     /// Validates a configuration: prints every problem, then what is valid but dangerous.
-    ///
-    /// Exit status: 0 valid, 1 invalid, 2 unreadable.
+    #[command(after_help = check::HELP)]
     Check(check::Options),
-    /// Prints the JSON Schema of the configuration, for editors.
+    /// Prints the JSON Schema of the configuration, by which editors propose and check settings.
+    #[command(after_help = schema::HELP)]
     Schema,
     /// Prints the completion script of a shell.
+    #[command(after_help = completions::HELP)]
     Completions(completions::Options),
     /// Prints a manual page.
+    #[command(after_help = man::HELP)]
     Man(man::Options),
 }
 
 /// Which configuration.
 #[derive(Args, Debug)]
 struct ConfigFile {
-    /// The configuration file.
+    /// The configuration file (YAML).
     #[arg(long, short, value_name = "FILE", env = "OUTRIGGER_CONFIG", default_value = "/etc/outrigger/outrigger.yaml")]
     config: PathBuf,
 }

@@ -9,6 +9,7 @@ mod limits;
 mod operator;
 mod reload;
 mod schema;
+mod shell;
 mod shutdown;
 mod smuggling;
 mod support;
