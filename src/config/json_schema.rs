@@ -141,14 +141,25 @@ fn properties(scopes: &[Scope], below: &str, built_in: &BuiltIn) -> Map<String, 
             (false, kind) => value(kind),
         };
         if let Json::Object(property) = &mut property {
-            property.insert("description".to_owned(), json!(key.about));
-            if let Some(default) = built_in.of(key) {
+            let default = built_in.of(key);
+            property.insert("description".to_owned(), json!(description(key, default.as_ref())));
+            if let Some(default) = default {
                 property.insert("default".to_owned(), default);
             }
         }
         properties.insert(name.to_owned(), property);
     }
     properties
+}
+
+/// What an editor shows beside the key.
+fn description(key: &Key, default: Option<&Json>) -> String {
+    let form = key.kind.form();
+    match default {
+        None | Some(Json::Array(_)) => format!("{} ({form})", key.about),
+        Some(Json::String(text)) => format!("{} ({form}; default `{text}`)", key.about),
+        Some(value) => format!("{} ({form}; default `{value}`)", key.about),
+    }
 }
 
 fn of_block(key: &Key, built_in: &BuiltIn) -> Json {
@@ -158,6 +169,7 @@ fn of_block(key: &Key, built_in: &BuiltIn) -> Json {
             definition.insert("type".to_owned(), json!(["object", "string", "boolean", "null"]));
             definition.insert("pattern".to_owned(), json!(format!("^off$|{REFERENCE}")));
             definition.insert("not".to_owned(), json!({"const": true}));
+            definition.insert("examples".to_owned(), json!(["off"]));
         }
         _ if key.path == "match" => {
             definition.insert("type".to_owned(), json!("object"));
@@ -237,7 +249,6 @@ fn value(kind: Kind) -> Json {
 
 /// The kinds of which there is one, with the names that `$defs` has for them.
 fn named(kind: Kind) -> Option<(&'static str, Json)> {
-    let is_true = json!({"const": true});
     let nothing = json!({"type": "string", "pattern": "^[^1-9$]*$"});
     let duration: String = DURATION_UNITS.map(|(unit, _)| format!("(?:[0-9]+{unit})?")).concat();
     let size = format!("[0-9]+(?:{})", SIZE_UNITS.map(|(unit, _)| unit).join("|"));
@@ -262,8 +273,13 @@ fn named(kind: Kind) -> Option<(&'static str, Json)> {
             "clock",
             json!({
                 "description": "A duration such as 250ms, 2s, 1m30s or 1h, or off.",
-                "type": ["string", "boolean", "null"], "pattern": one(&format!("off|{duration}")),
-                "not": {"anyOf": [is_true, {"type": "string", "pattern": "^[^1-9$o]*$"}]},
+                "anyOf": [
+                    {
+                        "type": ["string", "null"], "pattern": one(&format!("off|{duration}")), "examples": ["off"],
+                        "not": {"type": "string", "pattern": "^[^1-9$o]*$"},
+                    },
+                    {"const": false},
+                ],
             }),
         ),
         Kind::Size => (
@@ -278,8 +294,13 @@ fn named(kind: Kind) -> Option<(&'static str, Json)> {
             "count_or_off",
             json!({
                 "description": "A whole number of at least 1, or off.",
-                "type": ["integer", "string", "boolean", "null"], "minimum": 1, "maximum": u32::MAX,
-                "pattern": one("off"), "not": is_true,
+                "anyOf": [
+                    {
+                        "type": ["integer", "string", "null"], "minimum": 1, "maximum": u32::MAX, "pattern": one("off"),
+                        "examples": ["off"],
+                    },
+                    {"const": false},
+                ],
             }),
         ),
         Kind::Ratio => (
@@ -314,7 +335,10 @@ fn named(kind: Kind) -> Option<(&'static str, Json)> {
             "listen_or_off",
             json!({
                 "description": "An address with a port, such as 127.0.0.1:7171 or [::]:7173, or off.",
-                "type": ["string", "boolean", "null"], "pattern": one(&format!("off|{listen}")), "not": is_true,
+                "anyOf": [
+                    {"type": ["string", "null"], "pattern": one(&format!("off|{listen}")), "examples": ["off"]},
+                    {"const": false},
+                ],
             }),
         ),
         Kind::Text => ("text", json!({"description": "Text.", "type": ["string", "number", "null"], "minLength": 1})),

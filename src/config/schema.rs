@@ -105,6 +105,34 @@ impl Kind {
         }
     }
 
+    /// How it is written, in a word or two, as the reference page and editors show it.
+    pub fn form(self) -> String {
+        let quoted = |words: &[&str]| words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ");
+        let form = match self {
+            Kind::Version => "`1`",
+            Kind::Duration => "duration",
+            Kind::Wait => "duration or `0`",
+            Kind::Clock => "duration or `off`",
+            Kind::Size => "size",
+            Kind::Count | Kind::CountUpTo(_) => "whole number",
+            Kind::CountOrOff => "whole number or `off`",
+            Kind::Ratio => "number up to 1",
+            Kind::Boolean => "`true` or `false`",
+            Kind::Choice(words) => return quoted(words),
+            Kind::One(Item::ServerName) => "host",
+            Kind::One(_) | Kind::Text => "text",
+            Kind::List(_) => "list",
+            Kind::Ports => "`any` or a list",
+            Kind::Listen => "`address:port`",
+            Kind::ListenOrOff => "`address:port` or `off`",
+            Kind::Secret => "text, `${file:…}`",
+            Kind::Block => "block",
+            Kind::BlockOrOff => "block or `off`",
+            Kind::Routes => "list of blocks",
+        };
+        form.to_owned()
+    }
+
     /// Whether a number is text like any other there.
     pub(crate) fn is_text(self) -> bool {
         self == Kind::Text || (matches!(self, Kind::One(_) | Kind::List(_)) && !self.may_be_shown())
