@@ -105,6 +105,29 @@ fn it_accepts_every_file_that_is_meant_to_be_used() {
 }
 
 #[test]
+fn it_accepts_every_whole_file_that_the_docs_show() {
+    let mut pages = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")];
+    let mut directories = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("docs")];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() { &mut directories } else { &mut pages }.push(path);
+        }
+    }
+    let mut shown = 0;
+    for page in pages.iter().filter(|page| page.extension().is_some_and(|extension| extension == "md")) {
+        for block in fs::read_to_string(page).unwrap().split("\n```yaml\n").skip(1) {
+            let text = block.split("\n```").next().unwrap();
+            if text.lines().any(|line| line == "version: 1") {
+                assert_eq!(refusals(&json(text).unwrap()), [""; 0], "{}\n{text}", page.display());
+                shown += 1;
+            }
+        }
+    }
+    assert!(shown >= 2, "{shown}");
+}
+
+#[test]
 fn it_refuses_every_broken_file_but_those_that_no_schema_can() {
     let broken = files("tests/config/broken");
     let name = |file: &PathBuf| file.file_name().unwrap().to_str().unwrap().to_owned();
