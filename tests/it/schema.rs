@@ -1,7 +1,8 @@
 //! The JSON Schema of the configuration, held against the loader by a validator that knows nothing of it.
 
+mod documents;
+
 use std::cell::Cell;
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -9,12 +10,14 @@ use std::sync::LazyLock;
 use jsonschema::{Draft, Validator};
 use outrigger::config::json_schema;
 use outrigger::config::load::{Options, load_text};
-use outrigger::config::schema::{Item, KEYS, Key, Kind, RESERVED, Scope};
+use outrigger::config::schema::{KEYS, Key, Kind, RESERVED, Scope};
 use outrigger::document::read::one_of;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use proptest::test_runner::{Config, TestRunner};
 use serde_json::Value as Json;
+
+use documents::{FOR_BLOCKS, Tree, VALUES, document, is_a_slip, likely};
 
 /// Files that a schema can't refuse, since each value is right by itself, and why they are wrong all the same.
 const UNSEEN: &[(&str, &str)] = &[
@@ -226,278 +229,6 @@ fn words_for_a_later_version_are_refused() {
     }
 }
 
-/// Values as YAML has them, of every kind and of none.
-const VALUES: &[&str] = &[
-    "~",
-    "null",
-    "''",
-    "0",
-    "1",
-    "2",
-    "3",
-    "100",
-    "404",
-    "443",
-    "599",
-    "600",
-    "10000",
-    "10001",
-    "65535",
-    "65536",
-    "4294967295",
-    "4294967296",
-    "-1",
-    "0.0",
-    "0.5",
-    ".5",
-    "1.0",
-    "1.2",
-    "1.3",
-    "1.5",
-    "5e-1",
-    "1e9",
-    "010",
-    "0x10",
-    "'1'",
-    "'2'",
-    "'1.2'",
-    "'443'",
-    "'+443'",
-    "'0429'",
-    "'503'",
-    "true",
-    "True",
-    "false",
-    "False",
-    "yes",
-    "'true'",
-    "'false'",
-    "on",
-    "off",
-    "'off'",
-    "Off",
-    "0s",
-    "'0'",
-    "0ms",
-    "250ms",
-    "'250ms'",
-    "1m30s",
-    "1h",
-    "1d",
-    "30s1m",
-    "1.5s",
-    "5us",
-    "10 s",
-    "400d",
-    "s",
-    "0m5s",
-    "00m00s",
-    "512B",
-    "64KiB",
-    "10MB",
-    "10kB",
-    "2TiB",
-    "0B",
-    "64K",
-    "8KiB",
-    "1 KiB",
-    "a.example",
-    "A.example.",
-    "'*.a.example'",
-    "'*.a.example:8443'",
-    "'*'",
-    "a.*.example",
-    "a..example",
-    "10.1.2.3",
-    "10.1.2.3:80",
-    "'[fd00::1]'",
-    "'[fd00::1]:443'",
-    "'::1'",
-    "fd00::/8",
-    "10.0.0.0/8",
-    "10.0.0.0/40",
-    "'[10.0.0.1]'",
-    "a.example:0",
-    "a.example:00080",
-    "a.example:99999",
-    "b\u{fc}cher.example",
-    "https://a.example",
-    "HTTP://a.example:8080/",
-    "https://a.example/v1",
-    "https://u@a.example",
-    "'https://[fd00::1]:8443'",
-    "ftp://a.example",
-    "127.0.0.1:7300",
-    "'[::]:7301'",
-    "'[fe80::1%5]:7302'",
-    "127.0.0.1:0",
-    "127.0.0.1:007303",
-    "localhost:7304",
-    "':7305'",
-    "loopback",
-    "private",
-    "all_special",
-    "privat",
-    "connect_failure",
-    "reset",
-    "timeout",
-    "4xx",
-    "5xx",
-    "6xx",
-    "GET",
-    "PATCH",
-    "get",
-    "M-SEARCH",
-    "'B AD'",
-    "Idempotency-Key",
-    "x_y",
-    "'a b'",
-    "upstream",
-    "header:X-Tenant",
-    "'header:'",
-    "header:a b",
-    "/",
-    "/v1/charges",
-    "/v1/*",
-    "/*",
-    "/v1*",
-    "/*/x",
-    "/a?b",
-    "/a#b",
-    "/\u{e9}",
-    "/a b",
-    "v1",
-    "'[a-z]+'",
-    "'['",
-    "any",
-    "http",
-    "https",
-    "same",
-    "tunnel",
-    "deny",
-    "forward",
-    "json",
-    "text",
-    "info",
-    "debug",
-    "all",
-    "errors",
-    "masked",
-    "full",
-    "auto",
-    "secret-token",
-    "a-very-long-name-that-goes-on-and-on-and-on-until-there-are-64-of-it",
-    "r-1",
-    "R_1",
-    "'${N}'",
-    "'${D}'",
-    "'${W}'",
-    "'${H}'",
-    "'${N}s'",
-    "'${N}${N}'",
-    "'${NONE:-7}'",
-    "'${NONE:-7s}'",
-    "'${NONE:-${N}}'",
-    "'$${N}'",
-    "'${'",
-    "'${}'",
-    "'${1X}'",
-    "'${file:}'",
-    "'$'",
-    "'/x/${N}'",
-    "[]",
-    "[1]",
-    "[~]",
-    "{}",
-    "{a: 1}",
-    "[[]]",
-];
-
-/// Of these, what tells blocks apart.
-const FOR_BLOCKS: &[&str] =
-    &["~", "''", "5", "true", "false", "off", "'off'", "Off", "'false'", "x", "'${W}'", "'${D}'", "{}", "[]", "{a: 1}"];
-
-/// What of a list's item nobody means: YAML has a number or a truth where a name stands, and the loader takes it as text.
-fn is_a_slip(kind: Kind, value: &str) -> bool {
-    let Ok(parsed) = json(value) else { return false };
-    let items = match parsed {
-        Json::Array(items) => items,
-        single => vec![single],
-    };
-    match kind {
-        Kind::One(Item::Name) | Kind::Text | Kind::Secret => items.iter().any(Json::is_boolean),
-        Kind::One(_) | Kind::List(_) => items.iter().any(|item| item.is_boolean() || item.is_number()),
-        _ => false,
-    }
-}
-
-/// A document with one key.
-fn document(key: &Key, value: &str) -> String {
-    let mut tree = Tree::default();
-    tree.place(key, if key.scope == Scope::Policy { 2 } else { 1 }, value);
-    tree.text()
-}
-
-/// A document in the making: keys to values as they are written.
-#[derive(Default)]
-struct Tree(BTreeMap<Vec<String>, String>);
-
-impl Tree {
-    /// Puts a key at one of the places where it may stand: `defaults`, an upstream, a route.
-    fn place(&mut self, key: &Key, place: usize, value: &str) {
-        let prefix: &[&str] = match (key.scope, place) {
-            (Scope::Top, _) => &[],
-            (Scope::Policy | Scope::Shared, 0) => &["defaults"],
-            (Scope::Policy, 2) | (Scope::Route, _) => &["upstreams", "a", "routes"],
-            (Scope::Policy | Scope::Shared | Scope::Upstream, _) => &["upstreams", "a"],
-        };
-        let path: Vec<String> = prefix.iter().copied().chain(key.path.split('.')).map(str::to_owned).collect();
-        // What is below a value, or above one, is already said.
-        if !self.0.keys().any(|other| other.starts_with(&path) || path.starts_with(other)) {
-            self.0.insert(path, value.to_owned());
-        }
-    }
-
-    /// As YAML, with what every document needs.
-    fn text(&self) -> String {
-        let mut all = self.0.clone();
-        let mut need = |path: &[&str], value: &str| {
-            let path: Vec<String> = path.iter().map(|name| (*name).to_owned()).collect();
-            if !all.keys().any(|other| path.starts_with(other) || other.starts_with(&path)) {
-                all.insert(path, value.to_owned());
-            }
-        };
-        need(&["version"], "1");
-        if self.0.keys().any(|path| path.len() > 1 && path[0] == "upstreams") {
-            need(&["upstreams", "a", "hosts"], "[host.example]");
-        }
-        if self.0.keys().any(|path| path.len() > 3 && path[2] == "routes") {
-            need(&["upstreams", "a", "routes", "name"], "r");
-            need(&["upstreams", "a", "routes", "match"], "{path: /r}");
-        }
-        let entries: Vec<(&[String], &str)> = all.iter().map(|(path, value)| (&path[..], &**value)).collect();
-        write(&entries, false) + "\n"
-    }
-}
-
-fn write(entries: &[(&[String], &str)], list: bool) -> String {
-    let mut parts: Vec<String> = Vec::new();
-    let mut rest = entries;
-    while let Some((path, value)) = rest.first() {
-        let same = rest.iter().take_while(|(other, _)| other[0] == path[0]).count();
-        let (group, others) = rest.split_at(same);
-        if path.len() == 1 {
-            parts.push(format!("{}: {value}", path[0]));
-        } else {
-            let below: Vec<(&[String], &str)> = group.iter().map(|(path, value)| (&path[1..], *value)).collect();
-            parts.push(format!("{}: {}", path[0], write(&below, path[0] == "routes")));
-        }
-        rest = others;
-    }
-    let block = format!("{{{}}}", parts.join(", "));
-    if list { format!("[{block}]") } else { block }
-}
-
 /// Which of the values the loader accepts for a key. Those of upstreams are loaded together, each in one of its own.
 fn loadable(key: &Key, values: &[String]) -> Vec<bool> {
     if key.scope == Scope::Top || key.path == "hosts" {
@@ -534,7 +265,7 @@ fn what_the_loader_accepts_of_one_value_the_schema_accepts() {
             Kind::Choice(words) if !words.contains(&"1") && !words.contains(&"errors") => FOR_BLOCKS,
             // Whatever the key, a kind is a kind.
             kind if kinds.contains(&kind) => continue,
-            _ => VALUES,
+            _ => &VALUES,
         };
         kinds.push(key.kind);
         let list = matches!(key.kind, Kind::List(_) | Kind::Ports);
@@ -554,46 +285,10 @@ fn what_the_loader_accepts_of_one_value_the_schema_accepts() {
     assert!(loaded > 400 && accepted < loaded * 2, "{loaded} {accepted}");
 }
 
-/// A value that is right more often than not.
-fn likely(kind: Kind, index: &Index) -> &'static str {
-    let good: &[&str] = match kind {
-        Kind::Version => &["1"],
-        Kind::Duration => &["1s", "'${D}'", "5m", "~", "'1s'"],
-        Kind::Wait => &["0", "100ms", "'0'", "'${D}'"],
-        Kind::Clock => &["off", "false", "2s", "'${W}'", "'off'"],
-        Kind::Size => &["64KiB", "2MB", "'1MiB'"],
-        Kind::Count | Kind::CountUpTo(_) => &["2", "'${N}'", "300", "~"],
-        Kind::CountOrOff => &["off", "2", "'${W}'", "false"],
-        Kind::Ratio => &["0.2", "1", "5e-1"],
-        Kind::Boolean => &["true", "False"],
-        Kind::Choice(words) => words,
-        Kind::One(Item::ServerName) | Kind::List(Item::HostPattern) => &["b.example", "[b.example, '*.c.example:80']"],
-        Kind::One(Item::Name) => &["q", "404"],
-        Kind::One(Item::Path) => &["/a", "/a/*"],
-        Kind::One(Item::Regex) => &["/[a-z]+", "'.*'"],
-        Kind::One(Item::BucketKey) => &["upstream", "header:X-A", "'header:${H}'"],
-        Kind::List(Item::Event) => &["[5xx, 429]", "[reset, '${N}29']", "[]"],
-        Kind::List(Item::Method) => &["[GET, M-SEARCH]", "[]"],
-        Kind::List(Item::Header) => &["[X-Key]", "['x-${H}']"],
-        Kind::List(Item::Origin) => &["['https://b.example']", "['http://${H}:80', 'https://10.0.0.1/']"],
-        Kind::List(Item::AddressRule) => &["[private, 10.0.0.0/8]", "['fd00::1', cgnat]"],
-        Kind::One(_) | Kind::List(_) => &["~"],
-        Kind::Ports => &["any", "[443, '80']", "'${NONE:-any}'"],
-        Kind::Listen => &["127.0.0.1:7400", "'[::1]:7401'"],
-        Kind::ListenOrOff => &["off", "127.0.0.1:7402", "'${W}'"],
-        Kind::Text => &["/nowhere/x.pem", "5"],
-        Kind::Secret => &["'${H}'", "12345678"],
-        Kind::Block => &["{}", "~"],
-        Kind::BlockOrOff => &["off", "{}", "~", "'${W}'"],
-        Kind::Routes => &["[]", "[{name: z, match: {methods: [GET]}}]"],
-    };
-    good[index.index(good.len())]
-}
-
 #[test]
 fn what_the_loader_accepts_of_any_document_the_schema_accepts() {
     let (tried, accepted) = (Cell::new(0), Cell::new(0));
-    let choice = (select(KEYS), 0usize..3, any::<Index>(), prop::option::weighted(0.05, select(VALUES)));
+    let choice = (select(KEYS), 0usize..3, any::<Index>(), prop::option::weighted(0.05, select(VALUES.as_slice())));
     let documents = prop::collection::vec(choice, 1..12);
     let config = Config { failure_persistence: None, ..Config::with_cases(500) };
     let run = TestRunner::new(config).run(&documents, |choices| {

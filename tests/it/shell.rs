@@ -60,6 +60,17 @@ fn bash_completes_commands_options_and_their_values() {
 }
 
 #[test]
+fn fish_completes_commands_with_what_they_do() {
+    if exists("fish") {
+        let mut fish = Command::new("fish");
+        fish.args(["--no-config", "-c", "echo $SCRIPT | source; complete -C 'outrigger che'"]);
+        let output = fish.env("SCRIPT", printed(&["completions", "fish"])).output().unwrap();
+        let proposed = String::from_utf8(output.stdout).unwrap();
+        assert!(proposed.starts_with("check\tValidates"), "{proposed}{}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
 fn every_shell_gets_a_script_that_knows_every_command() {
     for shell in SHELLS {
         let script = printed(&["completions", shell]);
