@@ -150,27 +150,23 @@ fn description(key: &Key, default: Option<&Json>) -> String {
 
 fn of_block(key: &Key, built_in: &BuiltIn) -> Json {
     let mut definition = block(&properties(&[key.scope], key.path, built_in));
-    match key.kind {
-        Kind::BlockOrOff => {
-            definition.insert("type".to_owned(), json!(["object", "string", "boolean", "null"]));
-            definition.insert("pattern".to_owned(), json!(format!("^off$|{REFERENCE}")));
-            definition.insert("not".to_owned(), json!({"const": true}));
-            definition.insert("examples".to_owned(), json!(["off"]));
-        }
-        _ if key.path == "match" => {
-            definition.insert("type".to_owned(), json!("object"));
-            let written = |keys: &[&str]| {
-                let present: Map<String, Json> =
-                    keys.iter().map(|key| ((*key).to_owned(), json!({"not": {"type": "null"}}))).collect();
-                json!({"required": keys, "properties": present})
-            };
-            let any: Vec<Json> = ["methods", "path", "path_regex"].iter().map(|key| written(&[key])).collect();
-            definition.insert("anyOf".to_owned(), json!(any));
-            definition.insert("not".to_owned(), written(&["path", "path_regex"]));
-        }
-        _ => {
-            definition.insert("type".to_owned(), json!(["object", "null"]));
-        }
+    if key.kind == Kind::BlockOrOff {
+        definition.insert("type".to_owned(), json!(["object", "string", "boolean", "null"]));
+        definition.insert("pattern".to_owned(), json!(format!("^off$|{REFERENCE}")));
+        definition.insert("not".to_owned(), json!({"const": true}));
+        definition.insert("examples".to_owned(), json!(["off"]));
+    } else if key.path == "match" {
+        definition.insert("type".to_owned(), json!("object"));
+        let written = |keys: &[&str]| {
+            let present: Map<String, Json> =
+                keys.iter().map(|key| ((*key).to_owned(), json!({"not": {"type": "null"}}))).collect();
+            json!({"required": keys, "properties": present})
+        };
+        let any: Vec<Json> = ["methods", "path", "path_regex"].iter().map(|key| written(&[key])).collect();
+        definition.insert("anyOf".to_owned(), json!(any));
+        definition.insert("not".to_owned(), written(&["path", "path_regex"]));
+    } else {
+        definition.insert("type".to_owned(), json!(["object", "null"]));
     }
     Json::Object(definition)
 }
