@@ -9,6 +9,8 @@ mod hangups;
 mod limits;
 mod operator;
 mod reload;
+mod schema;
+mod shell;
 mod shutdown;
 mod smuggling;
 mod support;
