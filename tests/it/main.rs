@@ -7,6 +7,7 @@ mod config;
 mod hangups;
 mod limits;
 mod operator;
+mod recipes;
 mod reload;
 mod shutdown;
 mod smuggling;
