@@ -18,7 +18,8 @@ fn root() -> &'static Path {
 /// README, CHANGELOG and everything below `docs`.
 fn pages() -> Vec<PathBuf> {
     let top = ["README.md", "CHANGELOG.md"].map(|name| root().join(name));
-    let below = files_below(&root().join("docs")).into_iter().filter(|path| path.extension().is_some_and(|e| e == "md"));
+    let below =
+        files_below(&root().join("docs")).into_iter().filter(|path| path.extension().is_some_and(|e| e == "md"));
     top.into_iter().chain(below).collect()
 }
 
