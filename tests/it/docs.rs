@@ -196,3 +196,37 @@ fn every_whole_configuration_on_a_page_is_valid() {
     }
     assert!(count >= 3);
 }
+
+/// What a configuration comes to that writes one setting.
+fn effective(block: &str, setting: &str) -> serde_json::Value {
+    let mut blocks = BTreeMap::from([("rate_limit", "requests: 7"), ("concurrency", "max_in_flight: 7")]);
+    let top = if block == "shutdown" { format!("shutdown: {{{setting}}}\n") } else { String::new() };
+    let both = blocks.get(block).map(|needed| format!("{needed}, {setting}"));
+    blocks.insert(block, both.as_deref().unwrap_or(setting));
+    let blocks = blocks.iter().filter(|(name, _)| **name != "shutdown");
+    let blocks: String = blocks.map(|(name, settings)| format!("    {name}: {{{settings}}}\n")).collect();
+    let text = format!("version: 1\n{top}upstreams:\n  a:\n    hosts: [a.example]\n{blocks}");
+    let loaded = load_text(&text, Path::new("page.yaml"), Options::default(), &|_| None);
+    let shown = loaded.problems.render(&loaded.text, Path::new("page.yaml"));
+    loaded.config.unwrap_or_else(|| panic!("{shown}")).effective
+}
+
+#[test]
+fn the_defaults_on_every_page_are_the_built_in_ones() {
+    let header = Regex::new(r"(?m)^\| `([a-z_]+)\.` \| default \|").unwrap();
+    let row = Regex::new(r"^\| `([a-z_]+)` \| `([^`]+)` \|").unwrap();
+    let mut count = 0;
+    for page in pages() {
+        let text = read(&page);
+        for found in header.captures_iter(&text) {
+            let block = &found[1];
+            let rows = text[found.get(0).unwrap().end()..].lines().skip(2).take_while(|line| line.starts_with('|'));
+            for setting in rows.filter_map(|line| row.captures(line)) {
+                let written = format!("{}: {}", &setting[1], &setting[2]);
+                assert_eq!(effective(block, &written), effective(block, ""), "{}: {block}.{written}", page.display());
+                count += 1;
+            }
+        }
+    }
+    assert!(count >= 25, "{count}");
+}
