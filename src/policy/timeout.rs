@@ -111,6 +111,11 @@ pub trait Supervised {
     fn slow(&mut self, now: Instant);
 }
 
+/// The share of an attempt's time that may be spent in line for a connection. Past it the attempt is given up: first come, first
+/// served, whoever comes to the head of a line that long has no time left for an answer, so that under more load than the
+/// upstream can take all requests would fail, not just those that are too many.
+const IN_LINE: u32 = 2;
+
 /// While an upload flows, clocks that stand still are looked at again no more often than this.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -120,7 +125,7 @@ impl Clocks {
     ///
     /// # Errors
     /// The attempt's own, what [`Supervised::before_poll`] says, or the clock's: [`Error::AttemptTimeout`], [`Error::Deadline`],
-    /// [`Error::NoConnection`] where connecting had not begun, [`Error::AppSilent`] and [`Error::UpstreamSilent`].
+    /// [`Error::NoConnection`] where half of the time passed and connecting had not begun, [`Error::AppSilent`] and [`Error::UpstreamSilent`].
     pub async fn run<T>(
         &self,
         exchange: &Exchange,
@@ -174,8 +179,10 @@ impl Watch<'_> {
         let deadline = self.clocks.deadline.at(self.exchange, now);
         let attempt = self.clocks.attempt.map(|limit| self.began + limit + paused);
         let over = |at: Option<Instant>| at.is_some_and(|at| now >= at);
-        if over(deadline) || over(attempt) {
-            let phase = supervised.phase();
+        let phase = supervised.phase();
+        let end = [deadline, attempt].into_iter().flatten().min();
+        let in_line = end.filter(|_| phase == Phase::Waiting).map(|end| self.began + (end - self.began) / IN_LINE);
+        if over(end) || over(in_line) {
             let sent = phase.sent();
             return Err(match phase {
                 Phase::Waiting => Error::NoConnection,
@@ -194,7 +201,7 @@ impl Watch<'_> {
             return Err(if awaits_app { Error::AppSilent } else { Error::UpstreamSilent });
         }
         let slow_at = self.clocks.slow_after.filter(|_| !self.slow_told).map(|limit| self.began + limit + paused);
-        let next = [deadline, attempt, silent, slow_at].into_iter().flatten().min();
+        let next = [end, in_line, silent, slow_at].into_iter().flatten().min();
         // Clocks that stand still would ask to be looked at again and again.
         Ok(next.map(|next| if flowing { next.max(now + LOOK) } else { next }))
     }
@@ -243,7 +250,18 @@ mod tests {
         assert!(matches!(error, Error::Deadline { sent: Sent::No, ran } if ran.as_millis() == 4900), "{error:?}");
         assert_eq!(after.as_millis(), 4900);
         let exchange = Exchange::new(Instant::now());
-        assert!(matches!(hang(clocks(100, 0), &exchange, Phase::Waiting).await.0, Error::NoConnection));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn half_of_the_time_is_kept_for_the_answer_whoever_stands_in_line() {
+        let exchange = Exchange::new(Instant::now());
+        let (error, after) = hang(clocks(100, 0), &exchange, Phase::Waiting).await;
+        assert!(matches!(error, Error::NoConnection));
+        assert_eq!(after.as_millis(), 50);
+        // What is left of the request is all that there is.
+        let (error, after) = hang(clocks(1000, 150), &exchange, Phase::Waiting).await;
+        assert!(matches!(error, Error::NoConnection));
+        assert_eq!(after.as_millis(), 50);
     }
 
     #[tokio::test(start_paused = true)]
