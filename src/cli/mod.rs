@@ -2,6 +2,7 @@
 
 mod check;
 pub mod run;
+mod spans;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -11,7 +12,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// A sidecar proxy that gives every outgoing call of an app its upstream's policy.
 #[derive(Debug, Parser)]
-#[command(name = "outrigger", version, about, disable_help_subcommand = true)]
+#[command(name = "outrigger", version = spans::VERSION, about, disable_help_subcommand = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

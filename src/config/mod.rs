@@ -8,7 +8,7 @@ mod host;
 pub mod layers;
 pub mod load;
 pub mod schema;
-mod tls;
+pub(crate) mod tls;
 mod upstream;
 pub mod watch;
 

@@ -162,6 +162,12 @@ impl Metrics {
         self.configured(took_effect);
     }
 
+    /// The reporter of spans. Their series are shown from now on.
+    #[cfg(feature = "otlp")]
+    pub(crate) fn spans(&self) -> crate::telemetry::export::SpanReport {
+        crate::telemetry::export::SpanReport::new(&self.families)
+    }
+
     /// The first configuration took effect (or, by [`Metrics::reload`], a later one did or did not).
     pub fn configured(&self, took_effect: bool) {
         let families = &self.families;

@@ -7,6 +7,8 @@ mod config;
 mod hangups;
 mod limits;
 mod operator;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod reload;
 mod shutdown;
 mod smuggling;

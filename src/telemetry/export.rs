@@ -1,0 +1,112 @@
+//! What becomes of spans, one method each: it counts, and logs what an operator wants to read of it. A collector that is gone
+//! costs a line a minute.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use prometheus::IntCounter;
+use tokio::time::Instant;
+
+use crate::telemetry::metrics::Families;
+
+/// How often a trouble that lasts is told.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+
+/// What becomes of spans.
+pub(crate) struct SpanReport {
+    exported: IntCounter,
+    queue_full: IntCounter,
+    failed: IntCounter,
+    trouble: Mutex<Trouble>,
+}
+
+impl SpanReport {
+    pub(super) fn new(families: &Families) -> SpanReport {
+        let of = |result| families.spans.with_label_values(&[result]);
+        SpanReport {
+            exported: of("exported"),
+            queue_full: of("queue_full"),
+            failed: of("failed"),
+            trouble: Mutex::default(),
+        }
+    }
+
+    /// The collector took them.
+    pub(crate) fn exported(&self, spans: u64) {
+        self.exported.inc_by(spans);
+        if let Some(dropped) = self.trouble().over() {
+            tracing::info!(dropped, "the collector takes spans again");
+        }
+    }
+
+    /// They were dropped, since too many wait already.
+    pub(crate) fn queue_full(&self, spans: u64) {
+        self.queue_full.inc_by(spans);
+        let mut trouble = self.trouble();
+        trouble.dropped += spans;
+        if let Some(dropped) = trouble.tell(Instant::now()) {
+            tracing::warn!(dropped, reason = "too many spans wait already", "spans are dropped");
+        }
+    }
+
+    /// The collector did not take them, and they were given up.
+    pub(crate) fn failed(&self, spans: u64) {
+        self.failed.inc_by(spans);
+        self.trouble().dropped += spans;
+    }
+
+    /// A post to the collector failed.
+    pub(crate) fn refused(&self, reason: &str) {
+        match self.trouble().tell(Instant::now()) {
+            Some(dropped) => tracing::warn!(dropped, reason, "the collector does not take spans"),
+            None => tracing::debug!(reason, "the collector does not take spans"),
+        }
+    }
+
+    fn trouble(&self) -> MutexGuard<'_, Trouble> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A time in which spans don't get through.
+#[derive(Debug, Default)]
+struct Trouble {
+    /// When it was last told.
+    told: Option<Instant>,
+    /// Spans lost in it so far.
+    dropped: u64,
+}
+
+impl Trouble {
+    /// How many spans were lost, where it is time to tell of it.
+    fn tell(&mut self, now: Instant) -> Option<u64> {
+        if self.told.is_some_and(|told| now.saturating_duration_since(told) < TELL_EVERY) {
+            return None;
+        }
+        self.told = Some(now);
+        Some(self.dropped)
+    }
+
+    /// How many spans were lost, where there was a trouble.
+    fn over(&mut self) -> Option<u64> {
+        let told = std::mem::take(self);
+        told.told.map(|_| told.dropped)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trouble_is_told_once_a_minute_and_once_when_it_is_over() {
+        let (mut trouble, start) = (Trouble::default(), Instant::now());
+        assert_eq!(trouble.over(), None);
+        assert_eq!(trouble.tell(start), Some(0));
+        trouble.dropped += 5;
+        assert_eq!(trouble.tell(start + Duration::from_secs(59)), None);
+        assert_eq!(trouble.tell(start + Duration::from_secs(60)), Some(5));
+        assert_eq!(trouble.over(), Some(5));
+        assert_eq!(trouble.over(), None);
+    }
+}
