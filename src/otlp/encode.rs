@@ -20,6 +20,9 @@ use crate::telemetry::spans::{self, Attempt, Kind, Trace};
 /// Which edition of the conventions the attributes follow.
 const SCHEMA: &str = "https://opentelemetry.io/schemas/1.37.0";
 
+/// Shorter waits are not told.
+const LEAST_WAIT: Duration = Duration::from_micros(100);
+
 /// What a post carries.
 pub(super) fn request(resource: &[(String, String)], spans: Vec<Span>) -> ExportTraceServiceRequest {
     let attributes = resource.iter().map(|(key, value)| text(key, value.clone())).collect();
@@ -144,7 +147,8 @@ fn client(trace: &Trace, at: usize) -> Span {
         ("outrigger.wait.connection_ms", attempt.in_line),
         ("outrigger.connecting_ms", attempt.connecting),
     ] {
-        if !time.is_zero() {
+        // Whoever need not wait is in line for some microseconds.
+        if time >= LEAST_WAIT {
             attributes.push(millis(key, time));
         }
     }

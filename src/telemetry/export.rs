@@ -13,7 +13,7 @@ use crate::telemetry::metrics::Families;
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
 /// What becomes of spans.
-pub(crate) struct SpanReport {
+pub struct SpanReport {
     exported: IntCounter,
     queue_full: IntCounter,
     failed: IntCounter,
@@ -32,7 +32,7 @@ impl SpanReport {
     }
 
     /// The collector took them.
-    pub(crate) fn exported(&self, spans: u64) {
+    pub fn exported(&self, spans: u64) {
         self.exported.inc_by(spans);
         if let Some(dropped) = self.trouble().over() {
             tracing::info!(dropped, "the collector takes spans again");
@@ -40,7 +40,7 @@ impl SpanReport {
     }
 
     /// They were dropped, since too many wait already.
-    pub(crate) fn queue_full(&self, spans: u64) {
+    pub fn queue_full(&self, spans: u64) {
         self.queue_full.inc_by(spans);
         let mut trouble = self.trouble();
         trouble.dropped += spans;
@@ -50,13 +50,13 @@ impl SpanReport {
     }
 
     /// The collector did not take them, and they were given up.
-    pub(crate) fn failed(&self, spans: u64) {
+    pub fn failed(&self, spans: u64) {
         self.failed.inc_by(spans);
         self.trouble().dropped += spans;
     }
 
     /// A post to the collector failed.
-    pub(crate) fn refused(&self, reason: &str) {
+    pub fn refused(&self, reason: &str) {
         match self.trouble().tell(Instant::now()) {
             Some(dropped) => tracing::warn!(dropped, reason, "the collector does not take spans"),
             None => tracing::debug!(reason, "the collector does not take spans"),

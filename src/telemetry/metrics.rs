@@ -15,6 +15,7 @@ use prometheus::{Registry, TextEncoder};
 pub(super) use children::{Codes, Lazy, METHODS, method_index};
 pub(super) use families::Families;
 
+use crate::telemetry::export::SpanReport;
 use crate::telemetry::report::{Gauge, LaneReport, UpstreamReport};
 
 /// Which of `limits` refused something; the label of `outrigger_limit_refused_total`.
@@ -163,9 +164,8 @@ impl Metrics {
     }
 
     /// The reporter of spans. Their series are shown from now on.
-    #[cfg(feature = "otlp")]
-    pub(crate) fn spans(&self) -> crate::telemetry::export::SpanReport {
-        crate::telemetry::export::SpanReport::new(&self.families)
+    pub fn spans(&self) -> SpanReport {
+        SpanReport::new(&self.families)
     }
 
     /// The first configuration took effect (or, by [`Metrics::reload`], a later one did or did not).

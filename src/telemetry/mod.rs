@@ -1,8 +1,7 @@
 //! What Outrigger tells: metrics, the access log, logging. A thing that happens is one method of [`report`].
 
 pub mod access;
-#[cfg(feature = "otlp")]
-pub(crate) mod export;
+pub mod export;
 mod line;
 pub mod logging;
 pub mod metrics;
