@@ -14,6 +14,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse
 use prost::Message;
 use tokio::time::timeout;
 
+use crate::error::Error;
 use crate::otlp::settings::Settings;
 use crate::policy::retry_after;
 use crate::shared::Shared;
@@ -89,7 +90,7 @@ impl Collector {
         }
         // There was none, or the collector closed it while it was idle.
         let connector = self.table.load().connector.clone();
-        let stream = self.direct.dial(&connector, self.timeout).await.map_err(|error| error.to_string())?;
+        let stream = self.direct.dial(&connector, self.timeout).await.map_err(|error| told(&error))?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| chain(&error))?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
@@ -122,6 +123,14 @@ impl Collector {
             Err(_) => Bytes::new(),
         };
         Ok((head.status, head.headers, body))
+    }
+}
+
+/// Without the words that speak of an upstream.
+fn told(error: &Error) -> String {
+    match error {
+        Error::Connect { detail, .. } if !detail.is_empty() => format!("{}: {detail}", error.code()),
+        other => other.to_string(),
     }
 }
 

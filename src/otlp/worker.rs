@@ -73,6 +73,7 @@ impl Worker {
                 }
                 Some(Message::Flush(done)) => {
                     self.deliver(std::mem::take(&mut spans)).await;
+                    self.report.ended();
                     // Who asked may have stopped waiting.
                     let _ = done.send(());
                 }

@@ -261,7 +261,7 @@ impl Record {
             },
             fault: error.map(|error| Fault {
                 code: error.code(),
-                detail: error.to_string(),
+                detail: spans::cut(&error.to_string()),
                 apps: error.origin() == error::Origin::App,
                 broken: matches!(self.end, End::Broken(..)),
             }),

@@ -44,8 +44,9 @@ impl SpanReport {
         self.queue_full.inc_by(spans);
         let mut trouble = self.trouble();
         trouble.dropped += spans;
-        if let Some(dropped) = trouble.tell(Instant::now()) {
-            tracing::warn!(dropped, reason = "too many spans wait already", "spans are dropped");
+        if tells(&mut trouble.full, Instant::now()) {
+            let dropped = trouble.dropped;
+            tracing::warn!(dropped, "too many spans wait for the collector, more are dropped");
         }
     }
 
@@ -57,9 +58,19 @@ impl SpanReport {
 
     /// A post to the collector failed.
     pub fn refused(&self, reason: &str) {
-        match self.trouble().tell(Instant::now()) {
-            Some(dropped) => tracing::warn!(dropped, reason, "the collector does not take spans"),
-            None => tracing::debug!(reason, "the collector does not take spans"),
+        let mut trouble = self.trouble();
+        let dropped = trouble.dropped;
+        if tells(&mut trouble.refused, Instant::now()) {
+            tracing::warn!(dropped, reason, "the collector does not take spans");
+        } else {
+            tracing::debug!(dropped, reason, "the collector does not take spans");
+        }
+    }
+
+    /// No more spans come.
+    pub fn ended(&self) {
+        if let Some(dropped) = self.trouble().over().filter(|dropped| *dropped > 0) {
+            tracing::warn!(dropped, "the last spans were dropped, the collector does not take them");
         }
     }
 
@@ -71,27 +82,29 @@ impl SpanReport {
 /// A time in which spans don't get through.
 #[derive(Debug, Default)]
 struct Trouble {
-    /// When it was last told.
-    told: Option<Instant>,
+    /// When it was last told that too many wait.
+    full: Option<Instant>,
+    /// When it was last told that the collector takes none.
+    refused: Option<Instant>,
     /// Spans lost in it so far.
     dropped: u64,
 }
 
 impl Trouble {
-    /// How many spans were lost, where it is time to tell of it.
-    fn tell(&mut self, now: Instant) -> Option<u64> {
-        if self.told.is_some_and(|told| now.saturating_duration_since(told) < TELL_EVERY) {
-            return None;
-        }
-        self.told = Some(now);
-        Some(self.dropped)
-    }
-
     /// How many spans were lost, where there was a trouble.
     fn over(&mut self) -> Option<u64> {
-        let told = std::mem::take(self);
-        told.told.map(|_| told.dropped)
+        let Trouble { full, refused, dropped } = std::mem::take(self);
+        full.or(refused).map(|_| dropped)
     }
+}
+
+/// Whether it is time to tell something that was last told then.
+fn tells(told: &mut Option<Instant>, now: Instant) -> bool {
+    let tells = told.is_none_or(|told| now.saturating_duration_since(told) >= TELL_EVERY);
+    if tells {
+        *told = Some(now);
+    }
+    tells
 }
 
 #[cfg(test)]
@@ -102,10 +115,10 @@ mod tests {
     fn a_trouble_is_told_once_a_minute_and_once_when_it_is_over() {
         let (mut trouble, start) = (Trouble::default(), Instant::now());
         assert_eq!(trouble.over(), None);
-        assert_eq!(trouble.tell(start), Some(0));
+        assert!(tells(&mut trouble.refused, start) && tells(&mut trouble.full, start));
         trouble.dropped += 5;
-        assert_eq!(trouble.tell(start + Duration::from_secs(59)), None);
-        assert_eq!(trouble.tell(start + Duration::from_secs(60)), Some(5));
+        assert!(!tells(&mut trouble.refused, start + Duration::from_secs(59)));
+        assert!(tells(&mut trouble.refused, start + Duration::from_secs(60)));
         assert_eq!(trouble.over(), Some(5));
         assert_eq!(trouble.over(), None);
     }

@@ -224,7 +224,7 @@ impl Attempt {
 
     /// It ended without an answer.
     pub(crate) fn failed(&mut self, error: &Error) {
-        self.error = Some((error.code(), error.to_string()));
+        self.error = Some((error.code(), cut(&error.to_string())));
     }
 }
 

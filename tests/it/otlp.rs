@@ -361,6 +361,29 @@ async fn a_tunnel_is_a_span_from_its_connect_to_its_end() {
 }
 
 #[tokio::test]
+async fn an_upgraded_stream_is_a_request_that_lasts_as_long_as_it_does() {
+    let switch = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n";
+    let origin = Origin::scripted(move |mut conn| async move {
+        conn.head().await;
+        conn.send(switch).await;
+        let said = conn.take(4).await.unwrap();
+        conn.send(said).await;
+    })
+    .await;
+    let collector = Origin::answering(TAKEN).await;
+    let proxy = Traced::new(&origin, &collector, "");
+    let mut app = proxy.connect().await;
+    app.send("GET http://up.test/ HTTP/1.1\r\nHost: up.test\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n").await;
+    app.head().await;
+    app.send("ping").await;
+    assert_eq!(app.take(4).await, b"ping");
+    drop(app);
+    for span in spans(&collector, 2).await {
+        assert_eq!((at(&span, "http.response.status_code"), failed(&span)), ("101".into(), false), "{span:?}");
+    }
+}
+
+#[tokio::test]
 async fn an_attempt_says_how_long_it_waited_for_its_token() {
     let (origin, collector) = (Origin::answering(OK).await, Origin::answering(TAKEN).await);
     let limit = "    rate_limit: {requests: 20, per: 1s, burst: 1, max_wait: 5s}\n";
