@@ -15,7 +15,7 @@
 //! | `otlp` | spans on their way to a collector; with the cargo feature of that name |
 //! | [`app`], [`reload`], [`shutdown`] | composition root, the only writer of the live table, drain |
 //!
-//! `main → cli → app → {proxy, admin, reload} → upstream → policy`; `config → policy settings`;
+//! `main → cli → app → {otlp, proxy, admin, reload} → upstream → policy`; `config → policy settings`;
 //! `policy, config → document`. The leaves ([`error`], [`message`], [`origin`], [`address`], [`shared`], [`units`]) use only each other.
 
 pub mod address;

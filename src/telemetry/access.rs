@@ -88,7 +88,7 @@ impl AccessLog {
         }
     }
 
-    /// Path and query as the log shows them, masked and without values; `None` where it shows none.
+    /// Path and query as they are shown; `None` where `path` is `off`.
     pub fn path(&self, target: &str) -> Option<String> {
         match self.path {
             config::LogPath::Masked => Some(shown(target, true)),
@@ -103,7 +103,9 @@ impl AccessLog {
         out.text("route", line.route);
         out.text("method", line.method);
         out.text("host", line.host);
-        out.optional("path", self.path(line.path).as_deref());
+        if let Some(path) = self.path(line.path) {
+            out.text("path", &path);
+        }
         out.number("status", line.status);
         out.optional("error", line.error);
         out.optional("detail", line.detail);
