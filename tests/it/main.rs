@@ -11,6 +11,8 @@ mod operator;
 #[cfg(feature = "otlp")]
 mod otlp;
 mod reload;
+mod schema;
+mod shell;
 mod shutdown;
 mod smuggling;
 mod support;
