@@ -3,13 +3,20 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
 
 use crate::config::Config;
 use crate::proxy::Proxy;
 use crate::reload::{Cause, Place, Reloader, Status};
-use crate::shutdown::Drain;
+use crate::shutdown::{Drain, FAREWELL};
 use crate::telemetry::logging::Logging;
 use crate::telemetry::metrics::Metrics;
+use crate::telemetry::spans::Tracer;
+
+/// The longest that the last spans may take.
+const LAST_SPANS: Duration = Duration::from_secs(5);
 
 /// Outrigger, running.
 pub struct App {
@@ -30,6 +37,19 @@ impl App {
     /// # Errors
     /// As [`App::start`].
     pub fn start_logging(config: Config, path: PathBuf, logging: Option<Logging>) -> Result<App, String> {
+        App::start_traced(config, path, logging, |_| Ok(None))
+    }
+
+    /// As [`App::start_logging`], with requests traced by what `tracer` makes.
+    ///
+    /// # Errors
+    /// As [`App::start`], and what `tracer` says.
+    pub fn start_traced(
+        config: Config,
+        path: PathBuf,
+        logging: Option<Logging>,
+        tracer: impl FnOnce(&Arc<Proxy>) -> Result<Option<Tracer>, String>,
+    ) -> Result<App, String> {
         let metrics = Metrics::new();
         if let Some(logging) = &logging {
             metrics.count_dropped_lines(logging.dropped());
@@ -37,6 +57,10 @@ impl App {
         let make = |table, access| Proxy::new(table, access, Drain::new(), metrics.clone());
         let reloader = Reloader::first(config, path, logging, make, &metrics)?;
         metrics.configured(true);
+        if let Some(tracer) = tracer(reloader.proxy())? {
+            // It was made just now, so it has none yet.
+            let _ = reloader.proxy().tracer.set(tracer);
+        }
         reloader.serve();
         for (place, address) in reloader.addresses().iter() {
             tracing::debug!(setting = place.setting(), %address, "listening");
@@ -83,8 +107,10 @@ impl App {
         &self.reloader.proxy().metrics
     }
 
-    /// Drains: goes on serving until the app is quiet, or for `shutdown.grace`. True where nothing was cut short.
+    /// Drains: goes on serving until the app is quiet, or for `shutdown.grace`, and sends the last spans. True where nothing
+    /// was cut short.
     pub async fn drain(&self) -> bool {
+        let began = Instant::now();
         let proxy = self.reloader.proxy();
         let settings = proxy.table.load().config.shutdown.clone();
         tracing::info!(in_flight = proxy.drain.in_flight(), "draining");
@@ -93,6 +119,13 @@ impl App {
             tracing::warn!(in_flight = left, "the grace is over, what is still in flight is cut short");
         } else {
             tracing::info!("drained");
+        }
+        if let Some(tracer) = proxy.tracer.get() {
+            let rest = settings.grace.saturating_sub(began.elapsed());
+            // A collector that is gone must not keep the process much longer.
+            if timeout(rest.clamp(FAREWELL, LAST_SPANS), tracer.flush()).await.is_err() {
+                tracing::warn!("the collector did not take the last spans in time");
+            }
         }
         left == 0
     }

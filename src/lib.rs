@@ -11,10 +11,11 @@
 //! | [`upstream`] | the routing table, connection pool, DNS, TLS, egress rules |
 //! | [`proxy`] | listeners, HTTP hygiene, tunnels, upgrades, and the answers that Outrigger gives itself |
 //! | [`admin`] | control and probe endpoints |
-//! | [`telemetry`] | metrics, access log, logging |
+//! | [`telemetry`] | metrics, access log, logging, what is noted for spans |
+//! | `otlp` | spans on their way to a collector; with the cargo feature of that name |
 //! | [`app`], [`reload`], [`shutdown`] | composition root, the only writer of the live table, drain |
 //!
-//! `main → cli → app → {proxy, admin, reload} → upstream → policy`; `config → policy settings`;
+//! `main → cli → app → {otlp, proxy, admin, reload} → upstream → policy`; `config → policy settings`;
 //! `policy, config → document`. The leaves ([`error`], [`message`], [`origin`], [`address`], [`shared`], [`units`]) use only each other.
 
 pub mod address;
@@ -26,6 +27,8 @@ pub mod document;
 pub mod error;
 pub mod message;
 pub mod origin;
+#[cfg(feature = "otlp")]
+pub mod otlp;
 pub mod policy;
 pub mod proxy;
 pub mod reload;

@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::Version;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
@@ -14,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::error::{Error, Sent};
 use crate::origin::Origin;
+use crate::telemetry::spans::Draft;
 
 /// A request of an app's, ready to be sent as often as its policy allows.
 pub struct Outbound {
@@ -99,6 +101,8 @@ pub struct Exchange {
     pub bytes_out: AtomicU64,
     /// How the request body stands.
     pub upload: Upload,
+    /// What is noted for its spans, where it is traced.
+    pub draft: Option<Box<Draft>>,
     /// Body silence: nanoseconds after `start` at which a body byte last moved, in either direction.
     last_activity: AtomicU64,
 }
@@ -106,6 +110,11 @@ pub struct Exchange {
 impl Exchange {
     /// For a request whose head was complete at `start`.
     pub fn new(start: Instant) -> Arc<Exchange> {
+        Exchange::traced(start, None)
+    }
+
+    /// As [`Exchange::new`], with what is noted for its spans.
+    pub fn traced(start: Instant, draft: Option<Box<Draft>>) -> Arc<Exchange> {
         Arc::new(Exchange {
             start,
             attempts: AtomicU32::new(0),
@@ -116,6 +125,7 @@ impl Exchange {
             bytes_in: AtomicU64::new(0),
             bytes_out: AtomicU64::new(0),
             upload: Upload::default(),
+            draft,
             last_activity: AtomicU64::new(0),
         })
     }
@@ -218,6 +228,8 @@ pub struct Attempt {
     pub avoid: Option<usize>,
     phase: AtomicU8,
     endpoint: AtomicU32,
+    /// What the answer was in; 0 until there is one.
+    http: AtomicU8,
 }
 
 impl Attempt {
@@ -230,6 +242,7 @@ impl Attempt {
             avoid: None,
             phase: AtomicU8::new(Phase::Waiting as u8),
             endpoint: AtomicU32::new(u32::MAX),
+            http: AtomicU8::new(0),
         }
     }
 
@@ -260,6 +273,27 @@ impl Attempt {
     /// Notes which of several `to` it uses.
     pub fn uses(&self, endpoint: usize) {
         self.endpoint.store(endpoint as u32, Ordering::Relaxed);
+    }
+
+    /// Notes what the upstream answered in.
+    pub fn answered(&self, version: Version) {
+        let number = match version {
+            Version::HTTP_10 => 10,
+            Version::HTTP_2 => 20,
+            // Foreign and non-exhaustive; hyper's client reads no other.
+            _ => 11,
+        };
+        self.http.store(number, Ordering::Relaxed);
+    }
+
+    /// What the upstream answered in.
+    pub fn version(&self) -> Option<Version> {
+        match self.http.load(Ordering::Relaxed) {
+            10 => Some(Version::HTTP_10),
+            11 => Some(Version::HTTP_11),
+            20 => Some(Version::HTTP_2),
+            _ => None,
+        }
     }
 
     /// Which of several `to` it used.

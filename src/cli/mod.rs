@@ -5,6 +5,7 @@ mod completions;
 mod man;
 pub mod run;
 mod schema;
+mod spans;
 
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::PathBuf;
@@ -21,7 +22,7 @@ Start here:
 
 /// A sidecar proxy that gives every outgoing call of an app its upstream's policy.
 #[derive(Debug, Parser)]
-#[command(name = "outrigger", version, about, disable_help_subcommand = true, after_help = START)]
+#[command(name = "outrigger", version = spans::VERSION, about, disable_help_subcommand = true, after_help = START)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

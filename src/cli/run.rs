@@ -12,6 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_appender::non_blocking::WorkerGuard;
 
 use crate::app::App;
+use crate::cli::spans::Spans;
 use crate::config::Config;
 use crate::config::load::{self, Options};
 use crate::reload;
@@ -62,8 +63,9 @@ fn start(path: &Path) -> Result<ExitCode, String> {
         reload::warn(warning);
     }
     raise_descriptor_limit(&config);
+    let spans = Spans::from_env()?;
     let runtime = runtime().map_err(|error| format!("the runtime can't be started: {error}"))?;
-    let ended = runtime.block_on(serve(config, path, logging));
+    let ended = runtime.block_on(serve(config, path, logging, spans));
     // A look-up that hangs must not keep the process.
     runtime.shutdown_timeout(Duration::from_millis(100));
     finish(written);
@@ -94,13 +96,13 @@ fn runtime() -> std::io::Result<Runtime> {
     }
 }
 
-async fn serve(config: Config, path: &Path, logging: Logging) -> Result<ExitCode, String> {
+async fn serve(config: Config, path: &Path, logging: Logging, spans: Spans) -> Result<ExitCode, String> {
     // SIGPIPE needs nothing: Rust's own start-up ignores it.
     let hear = |kind| signal(kind).map_err(|error| format!("signals can't be heard: {error}"));
     let mut terminate = hear(SignalKind::terminate())?;
     let mut interrupt = hear(SignalKind::interrupt())?;
     let mut hangup = hear(SignalKind::hangup())?;
-    let app = Arc::new(App::start_logging(config, path.to_owned(), Some(logging))?);
+    let app = Arc::new(App::start_traced(config, path.to_owned(), Some(logging), |proxy| spans.start(proxy))?);
     let reloading = app.clone();
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {

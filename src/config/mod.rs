@@ -9,7 +9,7 @@ pub mod json_schema;
 pub mod layers;
 pub mod load;
 pub mod schema;
-mod tls;
+pub(crate) mod tls;
 mod upstream;
 pub mod watch;
 

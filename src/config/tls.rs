@@ -153,6 +153,35 @@ impl<'f> Files<'f> {
     }
 }
 
+/// A file, with the name that it is set by.
+#[cfg(feature = "otlp")]
+pub(crate) type Named<'a> = (&'a str, &'a Path);
+
+/// TLS settings from PEM files that no configuration names. Each comes with the name that it is set by.
+///
+/// # Errors
+/// A sentence that begins with such a name.
+#[cfg(feature = "otlp")]
+pub(crate) fn from_files(ca: Option<Named<'_>>, identity: Option<(Named<'_>, Named<'_>)>) -> Result<Tls, String> {
+    let told = |name: &str, failure| match failure {
+        Failure::Absent(reason) => format!("{name}: the file can't be read: {reason}"),
+        Failure::Content(message) => format!("{name}: the file {}", message.replace("`client_cert`", "the other file")),
+    };
+    let roots = ca.map(|(name, path)| read_certificates(path).map_err(|failure| told(name, failure))).transpose()?;
+    let identity = identity.map(|(cert, key)| {
+        let read = Files::new(Path::new("."), false).read_identity(cert.1, key.1);
+        read.map_err(|(which, failure)| told(if which == "client_key" { key.0 } else { cert.0 }, failure))
+    });
+    Ok(Tls {
+        roots,
+        identity: identity.transpose()?,
+        server_name: None,
+        tls13_only: false,
+        ca_file: ca.map(|(_, path)| path.to_owned()),
+        client_cert: None,
+    })
+}
+
 fn read_certificates(path: &Path) -> Result<Certificates, Failure> {
     let bytes = std::fs::read(path).map_err(|error| Failure::Absent(error.to_string()))?;
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(&bytes)

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use http::header::HeaderMap;
-use http::{StatusCode, request};
+use http::{HeaderName, StatusCode, request};
 use tokio::time::Instant;
 
 use crate::error::{Error, Result, Sent};
@@ -22,12 +22,15 @@ use crate::policy::replay::Replay;
 use crate::policy::timeout::{Clocks, Deadline, Supervised};
 use crate::policy::{Destination, Transport, retry_after};
 use crate::telemetry::report::{AttemptResult, LaneReport, RetryReason};
+use crate::telemetry::spans::{self, Draft};
 
 /// Longest pause that a Retry-After may order where `retry` is off.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// How long an app's `Expect: 100-continue` waits for the upstream's word before the body is sent all the same.
 const CONTINUE_PATIENCE: Duration = Duration::from_secs(1);
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// One request on its way through the pipeline.
 pub(super) struct Call<'a, T> {
@@ -58,15 +61,16 @@ impl<T: Transport> Call<'_, T> {
         let current = AtomicUsize::new(0);
         let phase = || attempts[current.load(Ordering::Relaxed)].phase();
 
-        let mut running = Running::new(&policies.lane, admission);
+        let mut running = Running::new(&policies.lane, self.exchange, &attempts[0], admission);
+        let span = running.span();
         let clocks = policies.clocks(self.deadline, self.body.is_some());
         let result = {
             let send = pin!(async {
-                match self.send(&attempts[0]).await {
+                match self.send(&attempts[0], span).await {
                     Err(error) if self.is_stale(&error) => {
                         policies.upstream.retried(RetryReason::StaleConnection);
                         current.store(1, Ordering::Relaxed);
-                        self.send(&attempts[1]).await
+                        self.send(&attempts[1], span).await
                     }
                     result => result,
                 }
@@ -80,7 +84,17 @@ impl<T: Transport> Call<'_, T> {
         let app_gone = upload.app_gone.load(Ordering::Relaxed);
         let result = result.map_err(|error| if app_gone { Error::AppGone } else { error });
 
-        let used = attempts[current.load(Ordering::Relaxed)].endpoint();
+        let current = current.load(Ordering::Relaxed);
+        let used = attempts[current].endpoint();
+        running.note(|span| {
+            span.endpoint = used;
+            span.replaced = current == 1;
+            span.version = attempts[current].version();
+            match &result {
+                Ok(answer) => span.status = Some(answer.status().as_u16()),
+                Err(error) => span.failed(error),
+            }
+        });
         let answer = match result {
             Ok(answer) => answer,
             Err(error) => {
@@ -103,8 +117,14 @@ impl<T: Transport> Call<'_, T> {
         Ok(answer.map(|body| Carry::new(body, self.exchange.clone(), idle, slot, breaker)))
     }
 
-    async fn send(&self, attempt: &Attempt) -> Result<http::Response<T::Body>> {
+    async fn send(&self, attempt: &Attempt, span: Option<u64>) -> Result<http::Response<T::Body>> {
         let mut head = self.head.clone();
+        if let (Some(draft), Some(span)) = (&self.exchange.draft, span)
+            && draft.announces.load(Ordering::Relaxed)
+        {
+            // In the place of the one that is there. What the upstream does is a part of this very attempt.
+            head.headers.insert(TRACEPARENT, spans::traceparent(draft.trace, span, true));
+        }
         let mut body = match &self.body {
             Some(replay) => AttemptBody::replayed(replay.cursor()),
             None => AttemptBody::empty(),
@@ -141,9 +161,18 @@ pub(super) struct Admission {
     pub(super) permit: Option<Permit>,
     pub(super) bucket: Option<Arc<Bucket>>,
     pub(super) slot: Option<Slot>,
+    /// How long it waited for its token.
+    pub(super) token_wait: Duration,
+    /// How long it waited for its slot.
+    pub(super) slot_wait: Duration,
 }
 
 impl Admission {
+    /// Leave to do nothing yet.
+    pub(super) fn none() -> Admission {
+        Admission { permit: None, bucket: None, slot: None, token_wait: Duration::ZERO, slot_wait: Duration::ZERO }
+    }
+
     /// Asks the breaker again where its state has changed since it was asked.
     pub(super) fn check(&mut self, now: Instant) -> Result<()> {
         if let Some(permit) = self.permit.as_mut().filter(|permit| permit.is_stale()) {
@@ -162,11 +191,46 @@ pub(super) struct Running<'a> {
     /// How long it waited in line for a connection.
     in_line: Duration,
     counted: bool,
+    /// Where it is traced.
+    span: Option<Box<Span<'a>>>,
+}
+
+/// What an attempt's span needs to tell of it.
+struct Span<'a> {
+    draft: &'a Draft,
+    exchange: &'a Exchange,
+    attempt: &'a Attempt,
+    /// The exchange's time of connecting when it began. Nanoseconds.
+    connecting_before: u64,
+    facts: spans::Attempt,
 }
 
 impl<'a> Running<'a> {
-    pub(super) fn new(lane: &'a LaneReport, admission: Admission) -> Running<'a> {
-        Running { lane, began: Instant::now(), admission, in_line: Duration::ZERO, counted: false }
+    pub(super) fn new(
+        lane: &'a LaneReport,
+        exchange: &'a Exchange,
+        attempt: &'a Attempt,
+        admission: Admission,
+    ) -> Running<'a> {
+        let began = Instant::now();
+        let span = exchange.draft.as_ref().map(|draft| {
+            let facts = spans::Attempt::begin(exchange.start, began, admission.token_wait, admission.slot_wait);
+            let connecting_before = exchange.connecting.load(Ordering::Relaxed);
+            Box::new(Span { draft, exchange, attempt, connecting_before, facts })
+        });
+        Running { lane, began, admission, in_line: Duration::ZERO, counted: false, span }
+    }
+
+    /// The id of its span, where it is traced.
+    pub(super) fn span(&self) -> Option<u64> {
+        self.span.as_ref().map(|span| span.facts.span)
+    }
+
+    /// Adds to what its span tells.
+    pub(super) fn note(&mut self, tell: impl FnOnce(&mut spans::Attempt)) {
+        if let Some(span) = &mut self.span {
+            tell(&mut span.facts);
+        }
     }
 
     /// Runs it under its clocks. Until it is handed to a connection, each step asks whether the circuit still lets it.
@@ -205,13 +269,26 @@ impl<'a> Running<'a> {
         if let Some(permit) = &mut self.admission.permit {
             permit.settle(verdict, now);
         }
+        self.count(result, now);
+    }
+
+    fn count(&mut self, result: AttemptResult, now: Instant) {
         self.counted = true;
-        self.lane.attempt(result, now - self.began);
+        let took = now.saturating_duration_since(self.began);
+        self.lane.attempt(result, took);
+        if let Some(span) = self.span.take() {
+            let Span { draft, exchange, attempt, connecting_before, mut facts } = *span;
+            let connecting = exchange.connecting.load(Ordering::Relaxed);
+            facts.took = took;
+            facts.in_line = self.in_line;
+            facts.connecting = Duration::from_nanos(connecting.saturating_sub(connecting_before));
+            facts.endpoint = facts.endpoint.or(attempt.endpoint());
+            draft.tried(facts);
+        }
     }
 
     fn finish(mut self) -> Admission {
-        let nothing = Admission { permit: None, bucket: None, slot: None };
-        std::mem::replace(&mut self.admission, nothing)
+        std::mem::replace(&mut self.admission, Admission::none())
     }
 }
 
@@ -249,7 +326,7 @@ impl<P: Fn() -> Phase> Supervised for Supervisor<'_, P> {
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         if !self.counted {
-            self.lane.attempt(AttemptResult::Cancelled, self.began.elapsed());
+            self.count(AttemptResult::Cancelled, Instant::now());
         }
     }
 }

@@ -104,12 +104,17 @@ impl Policies {
             exchange.attempts.store(attempts, Ordering::Relaxed);
             let attempt = Attempt::new(exchange.clone(), self.settings.timeouts.connect);
             let clocks = self.clocks(deadline, false);
-            let mut running = Running::new(&self.lane, admission);
+            let mut running = Running::new(&self.lane, exchange, &attempt, admission);
             let result = running.run(exchange, clocks, || attempt.phase(), pin!(way.dial(&attempt))).await;
             let verdict = match &result {
                 Ok(_) => Verdict::Passing,
                 Err(error) => self.judge_error(error),
             };
+            running.note(|span| {
+                if let Err(error) = &result {
+                    span.failed(error);
+                }
+            });
             running.settle(verdict, attempt_result(result.as_ref().map(|_| false)));
             let error = match result {
                 Ok(connection) => return Ok(connection),
@@ -211,7 +216,7 @@ impl Policies {
         deadline: Deadline,
         with_slot: bool,
     ) -> Result<Admission> {
-        let mut admission = Admission { permit: None, bucket: None, slot: None };
+        let mut admission = Admission::none();
         if let Some(breaker) = &self.breaker {
             admission.permit = Some(breaker.admit(Instant::now())?);
         }
@@ -225,7 +230,8 @@ impl Policies {
             if !bucket.try_acquire(began) {
                 // Waiting is rare; boxed it takes no room in every request's future.
                 let result = Box::pin(self.in_line(bucket.acquire(max_wait, until))).await;
-                self.upstream.token_waited(began.elapsed());
+                admission.token_wait = began.elapsed();
+                self.upstream.token_waited(admission.token_wait);
                 result.inspect_err(|_| Exchange::add(&exchange.waited, began.elapsed()))?;
             } else {
                 self.upstream.token_waited(Duration::ZERO);
@@ -235,7 +241,9 @@ impl Policies {
         if let Some(concurrency) = self.concurrency.as_ref().filter(|_| with_slot) {
             admission.slot = concurrency.try_acquire();
             if admission.slot.is_none() {
+                let queued = Instant::now();
                 let result = Box::pin(self.in_line(concurrency.acquire(until))).await;
+                admission.slot_wait = queued.elapsed();
                 admission.slot = Some(result.inspect_err(|_| Exchange::add(&exchange.waited, began.elapsed()))?);
             }
         }
@@ -278,7 +286,12 @@ impl Policies {
                 self.skip(reason, exchange);
                 None
             }
-            Decision::Again(wait, reason) => Some((wait, reason)),
+            Decision::Again(wait, reason) => {
+                if let Some(draft) = &exchange.draft {
+                    draft.again(reason, wait);
+                }
+                Some((wait, reason))
+            }
         }
     }
 

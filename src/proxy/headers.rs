@@ -4,11 +4,12 @@
 use http::{HeaderMap, HeaderName, HeaderValue, Version, header};
 
 use crate::error::{Error, Result};
+use crate::telemetry::spans::{Parent, traceparent};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const AMZ_SDK_REQUEST: HeaderName = HeaderName::from_static("amz-sdk-request");
 const STAINLESS_RETRY_COUNT: HeaderName = HeaderName::from_static("x-stainless-retry-count");
 const GRPC_PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
@@ -164,8 +165,8 @@ pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     })
 }
 
-/// The trace id of a valid `traceparent` (W3C Trace Context section 3.2).
-pub(crate) fn trace_id(headers: &HeaderMap) -> Option<u128> {
+/// What a valid `traceparent` says (W3C Trace Context section 3.2).
+pub(crate) fn trace_parent(headers: &HeaderMap) -> Option<Parent> {
     let mut values = headers.get_all(TRACEPARENT).iter();
     let value = values.next()?.as_bytes();
     if values.next().is_some() || value.len() < 55 || value[2] != b'-' || value[35] != b'-' || value[52] != b'-' {
@@ -174,26 +175,21 @@ pub(crate) fn trace_id(headers: &HeaderMap) -> Option<u128> {
     if value.starts_with(b"ff") || value.starts_with(b"00") && value.len() != 55 {
         return None;
     }
-    let digits = std::str::from_utf8(&value[3..35]).ok()?;
-    let lower = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-    if !digits.bytes().all(lower)
-        || !value[36..52].iter().all(|&b| lower(b))
-        || value[36..52].iter().all(|&b| b == b'0')
-    {
-        return None;
-    }
-    u128::from_str_radix(digits, 16).ok().filter(|&id| id != 0)
+    let number = |digits: &[u8]| {
+        let lower = |&b: &u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        let text = std::str::from_utf8(digits).ok().filter(|text| text.bytes().all(|b| lower(&b)))?;
+        u128::from_str_radix(text, 16).ok()
+    };
+    let trace = number(&value[3..35]).filter(|&id| id != 0)?;
+    let span = number(&value[36..52]).filter(|&id| id != 0)?;
+    let flags = number(&value[53..55])?;
+    Some(Parent { trace, span: span as u64, sampled: flags & 1 == 1 })
 }
 
-/// Adds a `traceparent` for an id made here, where the app sent none at all.
-pub(crate) fn send_trace(headers: &mut HeaderMap, trace: u128) {
-    if headers.contains_key(TRACEPARENT) {
-        return;
-    }
-    let span = fastrand::u64(1..);
-    if let Ok(value) = HeaderValue::try_from(format!("00-{trace:032x}-{span:016x}-01")) {
-        let _ = headers.try_insert(TRACEPARENT, value);
-    }
+/// Adds a `traceparent` for an id made here, where the app sent none at all. True where it did.
+pub(crate) fn send_trace(headers: &mut HeaderMap, trace: u128, sampled: bool) -> bool {
+    !headers.contains_key(TRACEPARENT)
+        && headers.try_insert(TRACEPARENT, traceparent(trace, fastrand::u64(1..), sampled)).is_ok()
 }
 
 /// Whose retry this is, where the app's own SDK announces one.
@@ -320,24 +316,28 @@ mod tests {
 
     #[test]
     fn a_trace_is_taken_over_only_where_it_is_valid() {
-        let id = |value| trace_id(&map(&[("traceparent", value)]));
-        assert_eq!(
-            id("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
-            Some(0x0af7651916cd43dd8448eb211c80319c)
-        );
+        let parent = |value| trace_parent(&map(&[("traceparent", value)]));
+        let good = Parent { trace: 0x0af7651916cd43dd8448eb211c80319c, span: 0xb7ad6b7169203331, sampled: true };
+        assert_eq!(parent("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"), Some(good));
+        let unsampled = Parent { sampled: false, ..good };
+        assert_eq!(parent("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"), Some(unsampled));
+        assert_eq!(parent("cc-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-03-later"), Some(good));
         for bad in [
             "00-00000000000000000000000000000000-b7ad6b7169203331-01",
             "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
             "00-0AF7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-0X",
+            "00-+af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
             "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
             "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-x",
             "00",
         ] {
-            assert_eq!(id(bad), None, "{bad}");
+            assert_eq!(parent(bad), None, "{bad}");
         }
         let mut headers = HeaderMap::new();
-        send_trace(&mut headers, 7);
-        assert_eq!(trace_id(&headers), Some(7));
+        assert!(send_trace(&mut headers, 7, true));
+        assert_eq!(trace_parent(&headers).map(|parent| (parent.trace, parent.sampled)), Some((7, true)));
+        assert!(!send_trace(&mut headers, 8, true), "what is there stays");
     }
 
     #[test]

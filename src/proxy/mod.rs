@@ -17,8 +17,8 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
@@ -42,6 +42,7 @@ use crate::shared::Shared;
 use crate::shutdown::Drain;
 use crate::telemetry::access::AccessLog;
 use crate::telemetry::metrics::{Limit, Metrics};
+use crate::telemetry::spans::Tracer;
 use crate::upstream::table::Table;
 use crate::upstream::transport::UpstreamBody;
 use crate::upstream::{Lane, Upstream};
@@ -56,6 +57,8 @@ pub struct Proxy {
     pub drain: Arc<Drain>,
     /// Process-wide counters.
     pub metrics: Arc<Metrics>,
+    /// Which requests are traced; empty where nobody takes spans.
+    pub tracer: OnceLock<Tracer>,
     /// Connections of apps, over all listeners.
     connections: AtomicUsize,
 }
@@ -68,7 +71,8 @@ impl Proxy {
         drain: Arc<Drain>,
         metrics: Arc<Metrics>,
     ) -> Arc<Proxy> {
-        Arc::new(Proxy { table, access, drain, metrics, connections: AtomicUsize::new(0) })
+        let tracer = OnceLock::new();
+        Arc::new(Proxy { table, access, drain, metrics, tracer, connections: AtomicUsize::new(0) })
     }
 
     /// Connections of apps now, over all listeners.
@@ -121,15 +125,15 @@ pub(crate) fn serve(
     request: Request<Incoming>,
 ) -> impl Future<Output = Response<ResponseBody>> + Send {
     let table = connection.proxy.table.load();
-    let trace = headers::trace_id(request.headers()).unwrap_or_else(|| fastrand::u128(1..));
-    let mut record = Box::new(Record::new(&connection.proxy, &table, request.method(), request.uri(), trace));
+    let parent = headers::trace_parent(request.headers());
+    let mut record = Box::new(Record::new(&connection.proxy, &table, &request, parent));
     let asked = Asked {
         head: *request.method() == Method::HEAD,
         grpc: headers::is_grpc(request.headers()),
         http1: request.version() != Version::HTTP_2,
     };
     let old = request.version() == Version::HTTP_10;
-    let step = catch_unwind(AssertUnwindSafe(|| prepare(&connection, &table, request, trace, &mut record)));
+    let step = catch_unwind(AssertUnwindSafe(|| prepare(&connection, &table, request, &mut record)));
     let step = step.unwrap_or(Err(Error::Panic));
     async move {
         let result = match step {
@@ -198,7 +202,6 @@ fn prepare(
     connection: &Connection,
     table: &Table,
     mut request: Request<Incoming>,
-    trace: u128,
     record: &mut Record,
 ) -> Result<Step> {
     if let Some(refusal) = connection.link.as_ref().and_then(|link| link.refusal(request.method())) {
@@ -223,6 +226,7 @@ fn prepare(
     let target = target::read(request.method(), request.uri(), version, request.headers())?;
     record.asked(target.clone());
     let way = route(connection, table, &target)?;
+    record.leads(&way.origin);
     let upstream = &way.upstream;
 
     if target.form == Form::Authority {
@@ -252,7 +256,7 @@ fn prepare(
         head.headers.insert(header::HOST, target::host_value(&target));
     }
     if table.config.trace_send {
-        headers::send_trace(&mut head.headers, trace);
+        record.announce(&mut head.headers);
     }
     head.uri = target::origin_form(&head.uri);
     head.version = Version::HTTP_11;

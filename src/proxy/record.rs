@@ -4,18 +4,21 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use http::{Method, Uri};
+use http::{HeaderMap, Method, Request, Uri};
 use tokio::time::Instant;
 
-use crate::error::{Denial, Error};
+use crate::error::{self, Denial, Error};
 use crate::message::Exchange;
+use crate::origin::Origin;
 use crate::proxy::Proxy;
 use crate::proxy::head::REFUSED_METHOD;
+use crate::proxy::headers;
 use crate::proxy::respond::Progress;
 use crate::proxy::target::Target;
 use crate::shutdown::InFlight;
-use crate::telemetry::access::Line;
+use crate::telemetry::access::{AccessLog, Line};
 use crate::telemetry::report::{Gauge, Rejected, Skipped};
+use crate::telemetry::spans::{self, Draft, Fault, Kind, Parent, Trace};
 use crate::upstream::table::Table;
 use crate::upstream::{Lane, Upstream};
 
@@ -54,15 +57,17 @@ enum End {
 
 impl Record {
     /// A request whose head is complete. Until it is routed it counts for hosts that no upstream names.
-    pub(crate) fn new(proxy: &Arc<Proxy>, table: &Table, method: &Method, uri: &Uri, trace: u128) -> Record {
+    pub(crate) fn new<B>(proxy: &Arc<Proxy>, table: &Table, request: &Request<B>, parent: Option<Parent>) -> Record {
+        let trace = parent.map_or_else(|| fastrand::u128(1..), |parent| parent.trace);
+        let draft = proxy.tracer.get().and_then(|tracer| tracer.begin(trace, parent, request.version()));
         Record {
             _in_flight: proxy.drain.enter(),
             proxy: Arc::clone(proxy),
-            exchange: Exchange::new(Instant::now()),
+            exchange: Exchange::traced(Instant::now(), draft),
             upstream: Arc::clone(&table.unmatched),
             lane: Arc::clone(&table.unmatched.lane),
-            method: method.clone(),
-            uri: uri.clone(),
+            method: request.method().clone(),
+            uri: request.uri().clone(),
             target: None,
             trace,
             end: End::Waiting,
@@ -74,6 +79,25 @@ impl Record {
     /// The app's target was understood.
     pub(crate) fn asked(&mut self, target: Target) {
         self.target = Some(target);
+    }
+
+    /// Where its words lead.
+    pub(crate) fn leads(&self, origin: &Origin) {
+        if let Some(draft) = &self.exchange.draft {
+            // It is routed once.
+            let _ = draft.origin.set(origin.clone());
+        }
+    }
+
+    /// Tells the upstream of the trace, where the app told nothing. Each attempt of a traced request puts its own span there.
+    pub(crate) fn announce(&self, headers: &mut HeaderMap) {
+        let draft = self.exchange.draft.as_ref();
+        // Where no spans are exported, the upstream's own may be all there is.
+        let sampled = draft.is_some() || self.proxy.tracer.get().is_none();
+        let sent = headers::send_trace(headers, self.trace, sampled);
+        if let Some(draft) = draft {
+            draft.announces.store(sent, Ordering::Relaxed);
+        }
     }
 
     /// It takes this lane.
@@ -155,6 +179,9 @@ impl Record {
         self.lane.report.request(&self.method, status, self.took.unwrap_or(total));
         self.upstream.report.bytes(bytes_in, bytes_out);
         let access = self.proxy.access.load();
+        if let (Some(draft), Some(tracer)) = (&exchange.draft, self.proxy.tracer.get()) {
+            tracer.end(self.trace(draft, &access, error, total));
+        }
         if !access.wants(status, error.is_some()) {
             return;
         }
@@ -164,18 +191,12 @@ impl Record {
         let trace = format!("{:032x}", self.trace);
         let host = self.target.as_ref().map(Target::authority).unwrap_or_default();
         let progress = self.progress();
-        // What stands in for a head that could not be read is nothing that the app said.
-        let unread = self.method.as_str() == REFUSED_METHOD;
         access.write(&Line {
             upstream: progress.upstream,
             route: progress.route,
-            method: if unread { "" } else { self.method.as_str() },
+            method: self.method(),
             host: &host,
-            path: if unread || self.method == Method::CONNECT {
-                ""
-            } else {
-                self.uri.path_and_query().map_or("", |path| path.as_str())
-            },
+            path: self.path(),
             status,
             error: error.map(Error::code),
             detail: detail.as_deref(),
@@ -189,6 +210,78 @@ impl Record {
             bytes_out,
             trace_id: &trace,
         });
+    }
+
+    /// The method as the app said it. What stands in for a head that could not be read is nothing that the app said.
+    fn method(&self) -> &str {
+        let method = self.method.as_str();
+        if method == REFUSED_METHOD { "" } else { method }
+    }
+
+    /// Path and query as the app said them.
+    fn path(&self) -> &str {
+        if self.method().is_empty() || self.is_connect() {
+            return "";
+        }
+        self.uri.path_and_query().map_or("", |path| path.as_str())
+    }
+
+    /// All of it, as spans tell it.
+    fn trace(&self, draft: &Draft, access: &AccessLog, error: Option<&Error>, took: Duration) -> Trace {
+        let exchange = &self.exchange;
+        let kind = if self.is_connect() { Kind::Tunnel } else { Kind::Request };
+        let shown = Some(self.path()).filter(|path| !path.is_empty()).and_then(|path| access.path(path));
+        let (path, query) = match &shown {
+            Some(shown) => match shown.split_once('?') {
+                Some((path, query)) => (Some(spans::cut(path)), Some(spans::cut(query))),
+                None => (Some(spans::cut(shown)), None),
+            },
+            None => (None, None),
+        };
+        let attempts = draft.attempts(exchange.attempts.load(Ordering::Relaxed));
+        Trace {
+            trace: self.trace,
+            span: draft.span,
+            parent: draft.parent,
+            began: draft.began,
+            took,
+            kind,
+            upstream: Arc::clone(&self.upstream.name),
+            route: Arc::clone(&self.lane.route),
+            method: spans::cut(self.method()),
+            version: draft.version,
+            scheme: self.target.as_ref().filter(|_| kind == Kind::Request).map(|target| target.scheme.as_str()),
+            server: self.target.as_ref().map(|target| (spans::bare(&target.host), target.port)),
+            path,
+            query,
+            status: match &self.end {
+                End::Waiting | End::Failed(Error::AppGone) => None,
+                End::Failed(error) => Some(error.status()),
+                End::Answering(status) | End::Answered(status) | End::Broken(status, _) => Some(*status),
+            },
+            fault: error.map(|error| Fault {
+                code: error.code(),
+                detail: spans::cut(&error.to_string()),
+                apps: error.origin() == error::Origin::App,
+                broken: matches!(self.end, End::Broken(..)),
+            }),
+            bytes_in: exchange.bytes_in.load(Ordering::Relaxed),
+            bytes_out: exchange.bytes_out.load(Ordering::Relaxed),
+            attempts: attempts
+                .into_iter()
+                .map(|attempt| {
+                    let origin = self.went_to(attempt.endpoint, kind).or(draft.origin.get()).cloned();
+                    (attempt, origin)
+                })
+                .collect(),
+            no_retry: self.progress().no_retry,
+        }
+    }
+
+    /// Which of `to` an attempt went to.
+    fn went_to(&self, endpoint: Option<usize>, kind: Kind) -> Option<&Origin> {
+        let to = self.upstream.config.as_ref().map(|config| &*config.to).filter(|_| kind == Kind::Request)?;
+        to.get(endpoint.unwrap_or(0))
     }
 }
 

@@ -15,6 +15,7 @@ use prometheus::{Registry, TextEncoder};
 pub(super) use children::{Codes, Lazy, METHODS, method_index};
 pub(super) use families::Families;
 
+use crate::telemetry::export::SpanReport;
 use crate::telemetry::report::{Gauge, LaneReport, UpstreamReport};
 
 /// Which of `limits` refused something; the label of `outrigger_limit_refused_total`.
@@ -160,6 +161,11 @@ impl Metrics {
         let result = if took_effect { "success" } else { "failure" };
         families.config_reloads.with_label_values(&[result]).inc();
         self.configured(took_effect);
+    }
+
+    /// The reporter of spans. Their series are shown from now on.
+    pub fn spans(&self) -> SpanReport {
+        SpanReport::new(&self.families)
     }
 
     /// The first configuration took effect (or, by [`Metrics::reload`], a later one did or did not).

@@ -343,7 +343,7 @@ pub(super) fn h2_error(error: &hyper::Error) -> Option<&h2::Error> {
 }
 
 /// hyper's words and those of what caused it, which often say more.
-pub(super) fn chain(error: &hyper::Error) -> String {
+pub(crate) fn chain(error: &hyper::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(inner) = source {

@@ -4,6 +4,8 @@ pub mod answer;
 pub mod balance;
 pub mod connect;
 pub mod connection;
+#[cfg(feature = "otlp")]
+pub(crate) mod direct;
 pub mod dns;
 pub mod egress;
 pub mod eyeballs;

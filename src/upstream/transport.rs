@@ -251,6 +251,7 @@ impl Transport {
                     let (mut head, incoming) = response.into_parts();
                     let fields = self.pool.settings().max_headers as usize;
                     let http2 = head.version == Version::HTTP_2;
+                    attempt.answered(head.version);
                     if let Err(wrong) = answer::check(&mut head, asked_to_upgrade, fields) {
                         if let Some(upload) = &upload {
                             upload.cancel();

@@ -10,6 +10,8 @@ mod hangups;
 mod limits;
 mod operator;
 mod recipes;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod reload;
 mod schema;
 mod shell;

@@ -40,6 +40,7 @@ pub(in crate::telemetry) struct Families {
     pub(in crate::telemetry) downstream_connections: IntGauge,
     pub(in crate::telemetry) limit_refused: IntCounterVec,
     pub(in crate::telemetry) log_lines_dropped: IntCounter,
+    pub(in crate::telemetry) spans: IntCounterVec,
     pub(in crate::telemetry) config_reloads: IntCounterVec,
     pub(in crate::telemetry) last_reload_success: IntGauge,
     pub(in crate::telemetry) last_reload_success_timestamp: Gauge,
@@ -177,6 +178,12 @@ impl Families {
                     "outrigger_log_lines_dropped_total",
                     "Log lines dropped because nobody read standard output fast enough.",
                 ),
+            ),
+            spans: counter(
+                r,
+                "spans_total",
+                "Spans by what became of them: exported, queue_full (dropped, since the collector is too slow) or failed.",
+                &["result"],
             ),
             config_reloads: counter(r, "config_reloads_total", "Reloads: success or failure.", &["result"]),
             last_reload_success: one(
