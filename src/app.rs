@@ -29,11 +29,7 @@ impl App {
     ///
     /// # Errors
     /// As [`App::start`].
-    pub fn start_logging(
-        config: Config,
-        source: impl Into<Source>,
-        logging: Option<Logging>,
-    ) -> Result<App, String> {
+    pub fn start_logging(config: Config, source: impl Into<Source>, logging: Option<Logging>) -> Result<App, String> {
         let metrics = Metrics::new();
         if let Some(logging) = &logging {
             metrics.count_dropped_lines(logging.dropped());

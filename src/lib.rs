@@ -13,6 +13,7 @@
 //! | [`admin`] | control and probe endpoints |
 //! | [`telemetry`] | metrics, access log, logging |
 //! | [`app`], [`reload`], [`shutdown`] | composition root, the only writer of the live table, drain |
+//! | [`demo`] | the self-running demonstration, and the misbehaving upstream that tests use too |
 //!
 //! `main → cli → app → {proxy, admin, reload} → upstream → policy`; `config → policy settings`;
 //! `policy, config → document`. The leaves ([`error`], [`message`], [`origin`], [`address`], [`shared`], [`units`]) use only each other.
@@ -22,6 +23,7 @@ pub mod admin;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod demo;
 pub mod document;
 pub mod error;
 pub mod message;

@@ -20,8 +20,8 @@ pub(crate) use status::warn;
 pub use status::{Cause, Status};
 
 use crate::admin::{self, Admin, Surface};
-use crate::config::watch::Watch;
 use crate::config::Config;
+use crate::config::watch::Watch;
 use crate::document::{Problem, Problems};
 use crate::policy::replay::ReplayMemory;
 use crate::proxy::{Entry, Proxy, listener};

@@ -1,6 +1,7 @@
 //! The command line: one file a command.
 
 mod check;
+mod demo;
 pub mod run;
 
 use std::io::IsTerminal;
@@ -25,6 +26,11 @@ enum Command {
     ///
     /// Exit status: 0 valid, 1 invalid, 2 unreadable.
     Check(check::Options),
+    /// Shows what Outrigger does: an app, an API that misbehaves, and the figures of both, live.
+    ///
+    /// Needs no network and no file: proxy and API run on free ports of 127.0.0.1. Ends by itself within a minute, with a
+    /// summary; Ctrl-C ends it early.
+    Demo(demo::Options),
 }
 
 /// Which configuration.
@@ -49,6 +55,7 @@ pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(file) => run::run(file.config),
         Command::Check(options) => check::check(&options),
+        Command::Demo(options) => demo::demo(&options),
     }
 }
 
