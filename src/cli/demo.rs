@@ -59,9 +59,9 @@ async fn show(hold: bool) -> Result<(), String> {
     let out = io::stdout();
     let dumb = std::env::var_os("TERM").is_none_or(|term| term.is_empty() || term == "dumb");
     let style = Style { live: out.is_terminal() && !dumb, paint: Paint(colour(&out)) };
-    let mut screen = Screen::new(out, style);
-    if screen.begin(&now(), hold, size()).is_err() {
-        return Ok(());
+    let mut screen = Screen::new(out, style, hold);
+    if let Err(error) = screen.begin(&now(), size()) {
+        return unread(&error);
     }
     let mut run = tokio::spawn(async move {
         loop {
@@ -79,17 +79,25 @@ async fn show(hold: bool) -> Result<(), String> {
             _ = terminate.recv() => break Ok(()),
             ended = &mut run => break ended.unwrap_or_else(|error| Err(format!("the demonstration broke off: {error}"))),
             _ = frames.tick() => {
-                // Nobody reads any more, as after `| head`: that is no failure.
-                if screen.update(&now(), size()).is_err() {
-                    return Ok(());
+                if let Err(error) = screen.update(&now(), size()) {
+                    return unread(&error);
                 }
             }
         }
     };
-    // The last lines that an update would have told.
-    let _ = screen.update(&now(), size());
-    let _ = screen.end(&now(), size());
-    ended
+    // The update tells what has happened since the last frame.
+    match screen.update(&now(), size()).and_then(|()| screen.end(&now(), size())) {
+        Ok(()) => ended,
+        Err(error) => ended.and_then(|()| unread(&error)),
+    }
+}
+
+/// What was shown could not be written. That nobody reads any more, as after `| head`, is no failure.
+fn unread(error: &io::Error) -> Result<(), String> {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe => Ok(()),
+        _ => Err(format!("standard output can't be written to: {error}")),
+    }
 }
 
 /// The terminal's size, as it is now.

@@ -40,45 +40,27 @@ pub struct Screen<W> {
     /// Of the plain lines: which round, how many phases were announced and how many told to the end.
     told: (u32, usize, usize),
     told_mending: bool,
-    /// What stands above the table.
-    head: String,
+    hold: bool,
 }
 
 impl<W: Write> Screen<W> {
-    /// Shows nothing yet.
-    pub fn new(out: W, style: Style) -> Screen<W> {
-        Screen { out, style, drawn: None, told: (0, 0, 0), told_mending: false, head: String::new() }
+    /// Shows nothing yet. `hold` says that it will go on for ever.
+    pub fn new(out: W, style: Style, hold: bool) -> Screen<W> {
+        Screen { out, style, drawn: None, told: (0, 0, 0), told_mending: false, hold }
     }
 
-    /// What it is about, and where the dashboard is.
+    /// Says what it is about, and where the dashboard is.
     ///
     /// # Errors
-    /// When nobody reads any more.
-    pub fn begin(&mut self, board: &Board, hold: bool, size: Size) -> io::Result<()> {
-        let paint = self.style.paint;
-        let mut text = format!("{}\n", paint.bold("Outrigger between an app and an API that misbehaves"));
-        let about = format!(
-            "All of it is real: an app of {THREADS} threads, its calls, the proxy and the API run here, on loopback. \
-             Beside it the same app calls a twin of the API without Outrigger. {}Ctrl-C ends it.",
-            if hold { "Phases repeat. " } else { "" }
-        );
-        for line in wrap(&about, size.columns.min(TEXT)) {
-            text.push_str(&format!("{line}\n"));
-        }
-        text.push_str(&format!("\n{:INDENT$}http://{}/\n", "dashboard", board.dashboard));
-        if hold {
-            text.push_str(&format!("{:INDENT$}curl -i -x http://{} http://api.test/\n", "try it", board.proxy));
-        }
-        text.push('\n');
-        self.write(&text)?;
-        self.head = text;
-        Ok(())
+    /// When it can't be written, as when nobody reads any more.
+    pub fn begin(&mut self, board: &Board, size: Size) -> io::Result<()> {
+        self.write(&self.head(board, size))
     }
 
     /// Shows how things are now.
     ///
     /// # Errors
-    /// When nobody reads any more.
+    /// As [`Screen::begin`].
     pub fn update(&mut self, board: &Board, size: Size) -> io::Result<()> {
         if self.style.live { self.draw(board, size) } else { self.tell(board) }
     }
@@ -86,13 +68,13 @@ impl<W: Write> Screen<W> {
     /// The end: the table, if it was not drawn all along, and what it means.
     ///
     /// # Errors
-    /// When nobody reads any more.
+    /// As [`Screen::begin`].
     pub fn end(&mut self, board: &Board, size: Size) -> io::Result<()> {
         let paint = self.style.paint;
         let mut text = String::new();
         let mut table = table(board, size.columns, paint);
         if self.style.live {
-            text.push_str(&self.back(size));
+            text.push_str(&self.back(board, size));
         } else {
             text.push('\n');
         }
@@ -120,6 +102,27 @@ impl<W: Write> Screen<W> {
         self.write(&text)
     }
 
+    /// What stands above the table.
+    fn head(&self, board: &Board, size: Size) -> String {
+        let mut text = self.style.paint.bold("Outrigger between an app and an API that misbehaves");
+        let about = format!(
+            "All of it is real: an app of {THREADS} threads, its calls, the proxy and the API run here, on loopback. \
+             Beside it the same app, which has no timeouts and no retries of its own, calls a twin of the API without \
+             Outrigger. {}Ctrl-C ends it.",
+            if self.hold { "Phases repeat. " } else { "" }
+        );
+        text.push('\n');
+        for line in wrap(&about, size.columns.min(TEXT)) {
+            text.push_str(&format!("{line}\n"));
+        }
+        text.push_str(&format!("\n{:INDENT$}http://{}/\n", "dashboard", board.dashboard));
+        if self.hold {
+            text.push_str(&format!("{:INDENT$}curl -i -x http://{} http://api.test/\n", "try it", board.proxy));
+        }
+        text.push('\n');
+        text
+    }
+
     /// Draws over what was drawn before.
     fn draw(&mut self, board: &Board, size: Size) -> io::Result<()> {
         let paint = self.style.paint;
@@ -128,7 +131,7 @@ impl<W: Write> Screen<W> {
         lines.extend(now(board, size.columns, paint));
         // What is higher than the terminal can't be drawn over.
         lines.truncate(size.rows.saturating_sub(1).max(1));
-        let mut text = self.back(size);
+        let mut text = self.back(board, size);
         for line in &lines {
             text.push_str(&format!("{line}\n"));
         }
@@ -137,13 +140,13 @@ impl<W: Write> Screen<W> {
     }
 
     /// Goes back to where the last drawing began, and clears what was there.
-    fn back(&self, size: Size) -> String {
+    fn back(&self, board: &Board, size: Size) -> String {
         match self.drawn {
             None => String::new(),
             Some((0, _)) => String::new(),
             Some((lines, drawn)) if drawn == size => format!("\x1b[{lines}A\r\x1b[J"),
             // The terminal has broken its lines anew: nobody knows where it began.
-            Some(_) => format!("\x1b[2J\x1b[H{}", self.head),
+            Some(_) => format!("\x1b[2J\x1b[H{}", self.head(board, size)),
         }
     }
 

@@ -13,14 +13,15 @@ pub fn acted(acts: &Acts) -> Vec<(&'static str, String)> {
     let mut lines = Vec::new();
     let (made, skipped) = (acts.retries.total(), acts.skipped.total());
     if made + skipped > 0 {
-        let made = (made > 0).then(|| format!("{made} attempts made again{}", listed(&acts.retries, retry_reason)));
+        let made = (made > 0)
+            .then(|| format!("{} made again{}", counted(made, "attempt"), listed(&acts.retries, retry_reason)));
         let skipped =
             (skipped > 0).then(|| format!("{skipped} retries not made{}", listed(&acts.skipped, skip_reason)));
         lines.push(("retry", made.into_iter().chain(skipped).collect::<Vec<_>>().join("; ")));
     }
     let cut = acts.attempts.of("timeout");
     if cut > 0 {
-        lines.push(("timeouts", format!("{cut} attempts cut off, since no answer came in time")));
+        lines.push(("timeouts", format!("{} cut off, since no answer came in time", counted(cut, "attempt"))));
     }
     let (opened, refused) = (acts.transitions.of("open"), acts.rejected.of("circuit_open"));
     if opened + refused + acts.transitions.of("closed") > 0 || acts.now.circuit == "open" {
@@ -32,7 +33,7 @@ pub fn acted(acts: &Acts) -> Vec<(&'static str, String)> {
             "half_open" => "half-open, a probe is under way".to_owned(),
             _ => "closed".to_owned(),
         };
-        text.push_str(&format!("; {refused} calls answered at once"));
+        text.push_str(&format!("; {} answered at once", counted(refused, "call")));
         lines.push(("circuit", text));
     }
     if acts.token_waits > Duration::from_millis(1) {
@@ -47,6 +48,11 @@ pub fn acted(acts: &Acts) -> Vec<(&'static str, String)> {
         lines.push(("policies", "none had to act".to_owned()));
     }
     lines
+}
+
+/// `1 call`, `2 calls`
+fn counted(n: u64, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 /// ` (96 after a 503, 47 after a reset)`
@@ -102,7 +108,7 @@ pub fn outcome(row: &Row) -> Option<String> {
         Phase::Down => {
             let noticed = match row.noticed {
                 Some(after) => {
-                    format!(" Once the upstream was well, that was noticed after {}.", wait(after, false))
+                    format!(" Once the upstream was well, a probe noticed after {}.", wait(after, false))
                 }
                 None => String::new(),
             };
@@ -127,7 +133,7 @@ pub fn outcome(row: &Row) -> Option<String> {
         ),
         Phase::Recovered => {
             let closed = if acts.transitions.of("closed") > 0 {
-                "Once its time was over, the first requests were probes: the upstream was well, the circuit closed."
+                "The first requests were probes: they found the upstream well, and the circuit closed."
             } else {
                 "The circuit was closed already."
             };
