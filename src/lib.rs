@@ -15,7 +15,7 @@
 //! | [`app`], [`reload`], [`shutdown`] | composition root, the only writer of the live table, drain |
 //! | [`demo`] | the self-running demonstration, and the misbehaving upstream that tests use too |
 //!
-//! `main → cli → app → {proxy, admin, reload} → upstream → policy`; `config → policy settings`;
+//! `main → cli → {demo → app, app} → {proxy, admin, reload} → upstream → policy`; `config → policy settings`;
 //! `policy, config → document`. The leaves ([`error`], [`message`], [`origin`], [`address`], [`shared`], [`units`]) use only each other.
 
 pub mod address;

@@ -86,7 +86,7 @@ impl Phase {
             Phase::Flaky => "3 of 10 requests fail: a 503, or a connection that is reset",
             Phase::Down => "every request fails: 503 after 300 ms, then refused connections",
             Phase::Slow => "requests are taken and never answered",
-            Phase::RateLimited => "another API allows 100 requests in 2 s, then 429 with Retry-After",
+            Phase::RateLimited => "another API allows 120 requests in 2 s, then 429 with Retry-After",
             Phase::Recovered => "the first API is well again",
         }
     }
@@ -119,7 +119,7 @@ impl Phase {
             }
             Phase::Slow => vec![step(Behaviour::Failing(Fault::Hang), LATENCY, 6)],
             Phase::RateLimited => {
-                let limited = Behaviour::RateLimited { requests: 100, per: Duration::from_secs(2) };
+                let limited = Behaviour::RateLimited { requests: 120, per: Duration::from_secs(2) };
                 vec![step(limited, LATENCY, 8)]
             }
             Phase::Recovered => vec![step(Behaviour::Healthy, LATENCY, 4)],

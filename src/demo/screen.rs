@@ -155,10 +155,6 @@ impl<W: Write> Screen<W> {
         if board.round != self.told.0 {
             self.told = (board.round, 0, 0);
         }
-        if board.mending && !self.told_mending {
-            self.write(&format!("  {}\n", MENDING))?;
-        }
-        self.told_mending = board.mending;
         let current = board.current().map(|row| row.phase);
         for (at, row) in board.rows.iter().enumerate() {
             let running = current == Some(row.phase);
@@ -173,6 +169,10 @@ impl<W: Write> Screen<W> {
                 }
             }
         }
+        if board.mending && !self.told_mending {
+            self.write(&format!("  {MENDING}\n"))?;
+        }
+        self.told_mending = board.mending;
         Ok(())
     }
 

@@ -15,8 +15,10 @@ pub fn acted(acts: &Acts) -> Vec<(&'static str, String)> {
     if made + skipped > 0 {
         let made = (made > 0)
             .then(|| format!("{} made again{}", counted(made, "attempt"), listed(&acts.retries, retry_reason)));
-        let skipped =
-            (skipped > 0).then(|| format!("{skipped} retries not made{}", listed(&acts.skipped, skip_reason)));
+        let skipped = (skipped > 0).then(|| {
+            let retries = if skipped == 1 { "retry" } else { "retries" };
+            format!("{skipped} {retries} not made{}", listed(&acts.skipped, skip_reason))
+        });
         lines.push(("retry", made.into_iter().chain(skipped).collect::<Vec<_>>().join("; ")));
     }
     let cut = acts.attempts.of("timeout");
