@@ -25,6 +25,8 @@ use crate::demo::upstream::expected;
 pub const THREADS: usize = 10;
 /// How long each waits from one call to the next; longer where the answer takes longer.
 const BEAT: Duration = Duration::from_millis(100);
+/// For an answer of the `admin` listener.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Where the app's calls go.
 #[derive(Clone, Debug)]
@@ -203,18 +205,18 @@ fn own(headers: &HeaderMap) -> bool {
     status.is_some_and(|value| value.starts_with(b"outrigger; error=") && !value.windows(9).any(|w| w == b"attempts="))
 }
 
-/// Asks something of Outrigger's `admin` listener.
-///
-/// # Errors
-/// Where it gives no answer other than 200.
+/// Asks something of Outrigger's `admin` listener. `None` where it gives no answer, or one other than 200.
 pub(super) async fn ask(admin: SocketAddr, path: &str) -> Option<Bytes> {
-    let mut sender = connect(admin).await.ok()?;
-    let request = Request::get(path).header(HOST, admin.to_string()).body(Full::default()).ok()?;
-    let answer = sender.send_request(request).await.ok()?;
-    if answer.status() != StatusCode::OK {
-        return None;
-    }
-    Some(answer.into_body().collect().await.ok()?.to_bytes())
+    let answer = async {
+        let mut sender = connect(admin).await.ok()?;
+        let request = Request::get(path).header(HOST, admin.to_string()).body(Full::default()).ok()?;
+        let answer = sender.send_request(request).await.ok()?;
+        if answer.status() != StatusCode::OK {
+            return None;
+        }
+        Some(answer.into_body().collect().await.ok()?.to_bytes())
+    };
+    timeout(PATIENCE, answer).await.ok().flatten()
 }
 
 fn lock(figures: &Mutex<Figures>) -> MutexGuard<'_, Figures> {

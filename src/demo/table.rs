@@ -137,12 +137,12 @@ fn cell(row: &Row, group: Group, column: Column, paint: Paint) -> String {
     let Some(measured) = &row.measured else { return " ".repeat(width) };
     let side = |side: &Side| match column {
         Column::Calls => (side.figures.reads.calls.to_string(), None),
-        Column::Failed => (percent(side.failed()), side.failed()),
+        Column::Failed => (percent(side.failed()), colour(side)),
         Column::Typical => (wait(side.waits.typical, side.waits.typical_open), None),
         Column::Longest => (wait(side.waits.longest, side.waits.longest_open), None),
         Column::PerCall => (String::new(), None),
     };
-    let (text, failed) = match group {
+    let (text, colour) = match group {
         Group::Without => side(&measured.without),
         Group::With => side(&measured.with),
         Group::Upstream => match column {
@@ -153,12 +153,24 @@ fn cell(row: &Row, group: Group, column: Column, paint: Paint) -> String {
         },
     };
     let text = format!("{text:>width$}");
-    match failed {
-        Some(share) if share >= 0.05 => paint.with("31", &text),
-        Some(share) if share >= 0.005 => paint.with("33", &text),
-        Some(_) => paint.with("32", &text),
+    match colour {
+        Some(colour) => paint.with(colour, &text),
         None => text,
     }
+}
+
+/// Green: next to nothing failed. Yellow: little did, or nearly all that did was refused at once by Outrigger. Red: the rest.
+fn colour(side: &Side) -> Option<&'static str> {
+    let reads = &side.figures.reads;
+    let share = side.failed()?;
+    let colour = if share < 0.005 {
+        "32"
+    } else if share < 0.05 || reads.refused * 10 >= reads.failed * 9 {
+        "33"
+    } else {
+        "31"
+    };
+    Some(colour)
 }
 
 /// `29.8%`; `-` where nothing was counted.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::StatusCode;
 use outrigger::demo::Demo;
 use outrigger::demo::behaviour::{Behaviour, Fault};
-use outrigger::demo::board::Stage;
+use outrigger::demo::board::{Board, Stage};
 use outrigger::demo::phase::Phase;
 use outrigger::demo::screen::{Screen, Size, Style};
 use outrigger::demo::table::Paint;
@@ -181,6 +181,9 @@ async fn the_demonstration_measures_every_phase_and_tells_what_it_saw() {
     let board = demo.board();
     tokio::time::timeout(3 * PATIENCE, demo.round()).await.expect("it ends").unwrap();
     let board = board.lock().unwrap().clone();
+    let reload = "POST /reload HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+    let reloaded = send(board.dashboard, reload).await;
+    assert_eq!((reloaded.status, &reloaded.json()["changed"]), (200, &serde_json::json!([])));
     for row in &board.rows {
         assert_eq!(row.stage, Stage::Done, "{:?}", row.phase);
         let measured = row.measured.as_ref().unwrap();
@@ -205,10 +208,10 @@ async fn the_demonstration_measures_every_phase_and_tells_what_it_saw() {
     assert!(!told.contains('\x1b'), "{told}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_drawn_in_place_is_never_higher_than_the_terminal() {
-    let demo = Demo::start(1.0).unwrap();
-    let board = demo.board().lock().unwrap().clone();
+#[test]
+fn what_is_drawn_in_place_is_never_higher_than_the_terminal() {
+    let nowhere = "127.0.0.1:1".parse().unwrap();
+    let board = Board::new(nowhere, nowhere, "".into());
     for rows in [1, 5, 8, 24] {
         let size = Size { columns: 80, rows };
         let mut drawn = Vec::new();
