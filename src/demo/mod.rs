@@ -48,6 +48,8 @@ const POLICIES: &str = include_str!("demo.yaml");
 const LOOK: Duration = Duration::from_millis(200);
 /// How long the app's last calls of a phase are waited for: longer than the longest deadline in [`POLICIES`].
 const LAST_ANSWERS: Duration = Duration::from_secs(6);
+/// How long those of the app without Outrigger are waited for: what hangs there would hang for ever.
+const GRACE: Duration = Duration::from_millis(500);
 /// How long a circuit is waited for to notice that its upstream is well: longer than it is ever open.
 const MENDING: Duration = Duration::from_secs(5);
 /// Makes every run of the demonstration fail the same requests, as far as they come in the same order.
@@ -175,13 +177,14 @@ impl Demo {
         }
         with.stop();
         without.stop();
-        let patience = Instant::now() + LAST_ANSWERS;
-        while with.figures().waiting() > 0 && Instant::now() < patience {
+        let (patience, grace) = (Instant::now() + LAST_ANSWERS, Instant::now() + GRACE);
+        let waits = |app: &Traffic, until| app.figures().waiting() > 0 && Instant::now() < until;
+        while waits(&with, patience) || waits(&without, grace) {
             looks.tick().await;
             self.look(at, Stage::Ending, &before, with.figures(), without.figures()).await;
         }
-        // The other app's calls that hang would hang for ever.
-        let (with, without) = tokio::join!(with.end(Duration::ZERO), without.end(Duration::ZERO));
+        let left = |until: Instant| until.saturating_duration_since(Instant::now());
+        let (with, without) = tokio::join!(with.end(left(patience)), without.end(left(grace)));
         self.look(at, Stage::Done, &before, with, without).await;
         Ok(())
     }

@@ -3,10 +3,12 @@
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
 use outrigger::demo::Demo;
+use outrigger::demo::app::{Traffic, Way};
 use outrigger::demo::behaviour::{Behaviour, Fault};
 use outrigger::demo::board::{Board, Stage};
 use outrigger::demo::phase::Phase;
@@ -173,6 +175,18 @@ async fn who_refuses_connections_keeps_its_port() {
         assert_eq!(get(&proxy, "/").await.status, 200);
     }
     proxy.stop().await;
+}
+
+#[tokio::test]
+async fn calls_under_way_when_the_app_stops_are_waited_for() {
+    let upstream = Upstream::start(9).unwrap();
+    upstream.answer_after(Duration::from_millis(40));
+    let app = Traffic::start(&Way::Straight(upstream.address()), &Arc::default());
+    eventually("it calls", async || app.figures().calls() > 5).await;
+    let figures = app.end(PATIENCE).await;
+    assert_eq!(figures.calls(), upstream.seen().requests());
+    assert_eq!(figures.reads.failed + figures.keyed.failed + figures.unkeyed.failed, 0, "{figures:?}");
+    assert_eq!(upstream.seen().unkeyed.repeated + upstream.seen().keyed.repeated, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
