@@ -20,6 +20,20 @@ const FRAME: Duration = Duration::from_millis(250);
 /// Where there is no terminal, or it does not tell.
 const USUAL: Size = Size { columns: 80, rows: 24 };
 
+/// Below the options.
+pub(crate) const HELP: &str = "\
+Examples:
+  outrigger demo            every phase once, in about 40 seconds
+  outrigger demo --hold     phase after phase, with the dashboard to look at
+
+Signals:
+  SIGINT, SIGTERM   end it, with a summary of what was seen so far
+
+Exit status:
+  0  it ran, or was ended early
+  1  it can't run: standard error says why
+  2  the command line is wrong";
+
 /// What `demo` is told.
 #[derive(Args, Debug)]
 pub(crate) struct Options {
