@@ -39,8 +39,7 @@ enum Command {
     Check(check::Options),
     /// Shows what Outrigger does: an app, an API that misbehaves, and the figures of both, live.
     ///
-    /// Needs no network and no file: proxy and API run on free ports of 127.0.0.1. Ends by itself within a minute, with a
-    /// summary.
+    /// Needs no network and no file: all of it runs on free ports of 127.0.0.1, and ends within a minute with a summary.
     #[command(after_help = demo::HELP)]
     Demo(demo::Options),
     /// Prints the JSON Schema of the configuration, by which editors propose and check settings.
