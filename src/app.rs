@@ -1,7 +1,6 @@
 //! The composition root: what is made, from what, in which order.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +8,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::config::Config;
 use crate::proxy::Proxy;
-use crate::reload::{Cause, Place, Reloader, Status};
+use crate::reload::{Cause, Place, Reloader, Source, Status};
 use crate::shutdown::{Drain, FAREWELL};
 use crate::telemetry::logging::Logging;
 use crate::telemetry::metrics::Metrics;
@@ -24,20 +23,21 @@ pub struct App {
 }
 
 impl App {
-    /// Opens every listener and serves. Must be called within a tokio runtime. Access lines go nowhere.
+    /// Opens every listener and serves. Must be called within a tokio runtime. Access lines go nowhere. `source` is where
+    /// the configuration came from and is read again from: a file's path, or a text.
     ///
     /// # Errors
     /// A sentence that says which listener can't be opened, or what can't be set up.
-    pub fn start(config: Config, path: PathBuf) -> Result<App, String> {
-        App::start_logging(config, path, None)
+    pub fn start(config: Config, source: impl Into<Source>) -> Result<App, String> {
+        App::start_logging(config, source, None)
     }
 
     /// As [`App::start`], with access lines and reloads going to the process's log.
     ///
     /// # Errors
     /// As [`App::start`].
-    pub fn start_logging(config: Config, path: PathBuf, logging: Option<Logging>) -> Result<App, String> {
-        App::start_traced(config, path, logging, |_| Ok(None))
+    pub fn start_logging(config: Config, source: impl Into<Source>, logging: Option<Logging>) -> Result<App, String> {
+        App::start_traced(config, source, logging, |_| Ok(None))
     }
 
     /// As [`App::start_logging`], with requests traced by what `tracer` makes.
@@ -46,7 +46,7 @@ impl App {
     /// As [`App::start`], and what `tracer` says.
     pub fn start_traced(
         config: Config,
-        path: PathBuf,
+        source: impl Into<Source>,
         logging: Option<Logging>,
         tracer: impl FnOnce(&Arc<Proxy>) -> Result<Option<Tracer>, String>,
     ) -> Result<App, String> {
@@ -55,7 +55,7 @@ impl App {
             metrics.count_dropped_lines(logging.dropped());
         }
         let make = |table, access| Proxy::new(table, access, Drain::new(), metrics.clone());
-        let reloader = Reloader::first(config, path, logging, make, &metrics)?;
+        let reloader = Reloader::first(config, source.into(), logging, make, &metrics)?;
         metrics.configured(true);
         if let Some(tracer) = tracer(reloader.proxy())? {
             // It was made just now, so it has none yet.

@@ -14,8 +14,9 @@
 //! | [`telemetry`] | metrics, access log, logging, what is noted for spans |
 //! | `otlp` | spans on their way to a collector; with the cargo feature of that name |
 //! | [`app`], [`reload`], [`shutdown`] | composition root, the only writer of the live table, drain |
+//! | [`demo`] | the self-running demonstration, and the misbehaving upstream that tests use too |
 //!
-//! `main → cli → app → {otlp, proxy, admin, reload} → upstream → policy`; `config → policy settings`;
+//! `main → cli → {demo → app, app} → {otlp, proxy, admin, reload} → upstream → policy`; `config → policy settings`;
 //! `policy, config → document`. The leaves ([`error`], [`message`], [`origin`], [`address`], [`shared`], [`units`]) use only each other.
 
 pub mod address;
@@ -23,6 +24,7 @@ pub mod admin;
 pub mod app;
 pub mod cli;
 pub mod config;
+pub mod demo;
 pub mod document;
 pub mod error;
 pub mod message;

@@ -3,10 +3,10 @@
 
 mod changes;
 mod listeners;
+mod source;
 mod status;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,12 +15,13 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 pub use listeners::Place;
+pub use source::Source;
 pub(crate) use status::warn;
 pub use status::{Cause, Status};
 
 use crate::admin::{self, Admin, Surface};
+use crate::config::Config;
 use crate::config::watch::Watch;
-use crate::config::{Config, load};
 use crate::document::{Problem, Problems};
 use crate::policy::replay::ReplayMemory;
 use crate::proxy::{Entry, Proxy, listener};
@@ -36,7 +37,7 @@ const POLL: Duration = Duration::from_secs(2);
 
 /// Takes new configurations into service.
 pub struct Reloader {
-    path: PathBuf,
+    source: Source,
     proxy: Arc<Proxy>,
     replay: Arc<ReplayMemory>,
     logging: Option<Logging>,
@@ -70,7 +71,7 @@ impl Reloader {
     /// A sentence that says what can't be opened or set up.
     pub(crate) fn first(
         config: Config,
-        path: PathBuf,
+        source: Source,
         logging: Option<Logging>,
         make: impl FnOnce(Arc<Shared<Table>>, Arc<Shared<AccessLog>>) -> Arc<Proxy>,
         metrics: &Arc<crate::telemetry::metrics::Metrics>,
@@ -85,7 +86,7 @@ impl Reloader {
         let proxy = make(Arc::new(Shared::new(Arc::new(table))), Arc::new(Shared::new(Arc::new(access))));
         let (listeners, _) = plan.settle();
         Ok(Arc::new(Reloader {
-            path,
+            source,
             proxy,
             replay,
             logging,
@@ -186,11 +187,10 @@ impl Reloader {
 
     /// Everything that can fail. The world is not touched.
     async fn prepare(&self, world: &World) -> Result<Ready, Vec<Problem>> {
-        let path = self.path.clone();
+        let source = self.source.clone();
         let old = self.proxy.table.load();
         let loaded = spawn_blocking(move || {
-            let loaded = load::load(&path, load::Options::default())
-                .map_err(|error| vec![sentence(format!("{} can't be read: {error}", path.display()))])?;
+            let loaded = source.load().map_err(|message| vec![sentence(message)])?;
             let Problems { errors, warnings } = loaded.problems;
             let config = loaded.config.ok_or(errors)?;
             // The watch begins with what the files hold now, so a change from here on is seen.

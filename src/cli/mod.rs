@@ -2,6 +2,7 @@
 
 mod check;
 mod completions;
+mod demo;
 mod man;
 pub mod run;
 mod schema;
@@ -15,6 +16,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 const START: &str = "\
 Start here:
+  outrigger demo                            see what it does: no network and no file needed
   outrigger check --config outrigger.yaml   what is wrong with a file, if anything
   outrigger run --config outrigger.yaml     then let the app use http://127.0.0.1:7171 as HTTP_PROXY
 
@@ -36,6 +38,11 @@ enum Command {
     /// Validates a configuration: prints every problem, then what is valid but dangerous.
     #[command(after_help = check::HELP)]
     Check(check::Options),
+    /// Shows what Outrigger does: an app, an API that misbehaves, and the figures of both, live.
+    ///
+    /// Needs no network and no file: all of it runs on free ports of 127.0.0.1, and ends within a minute with a summary.
+    #[command(after_help = demo::HELP)]
+    Demo(demo::Options),
     /// Prints the JSON Schema of the configuration, by which editors propose and check settings.
     #[command(after_help = schema::HELP)]
     Schema,
@@ -69,6 +76,7 @@ pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(file) => run::run(file.config),
         Command::Check(options) => check::check(&options),
+        Command::Demo(options) => demo::demo(&options),
         Command::Schema => schema::schema(),
         Command::Completions(options) => completions::completions(&options, Cli::command()),
         Command::Man(options) => man::man(&options, Cli::command()),

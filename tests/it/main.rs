@@ -6,6 +6,7 @@ mod bodies;
 mod config;
 mod configmap;
 mod docs;
+mod demo;
 mod hangups;
 mod limits;
 mod operator;
