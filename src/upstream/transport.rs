@@ -137,7 +137,11 @@ impl Transport {
         let settings = self.pool.settings();
         let http1 = route::http1_only(head.headers.contains_key(UPGRADE), settings.connections.http);
         let Some(load) = self.pick(attempt) else {
-            host_if_missing(head, &to.origin);
+            if to.keep_host {
+                host_if_missing(head, &to.origin);
+            } else if let Ok(host) = HeaderValue::try_from(to.origin.authority()) {
+                request::set_host(head, host);
+            }
             let server = settings.tls.server_name.clone().unwrap_or_else(|| to.origin.host.clone());
             return (Arc::new(Key { origin: to.origin.clone(), server, http1 }), None);
         };
