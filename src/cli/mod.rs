@@ -1,6 +1,7 @@
 //! The command line: one file a command.
 
 mod check;
+mod explain;
 pub mod run;
 
 use std::io::IsTerminal;
@@ -25,6 +26,11 @@ enum Command {
     ///
     /// Exit status: 0 valid, 1 invalid, 2 unreadable.
     Check(check::Options),
+    /// Says what would happen to a request: upstream, route, effective policy with the origin of each value, retries, worst case.
+    ///
+    /// Nothing is sent. Exit status: 0 explained, also where the request would be refused; 1 the configuration is invalid; 2 it
+    /// is unreadable, or the request is none.
+    Explain(explain::Options),
 }
 
 /// Which configuration.
@@ -49,6 +55,7 @@ pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(file) => run::run(file.config),
         Command::Check(options) => check::check(&options),
+        Command::Explain(options) => explain::run(&options),
     }
 }
 

@@ -142,7 +142,7 @@ pub enum Decision {
 }
 
 /// A 429 that does not say how long to wait is left alone for at least this long.
-const SHORTEST_AFTER_429: Duration = Duration::from_secs(1);
+pub(crate) const SHORTEST_AFTER_429: Duration = Duration::from_secs(1);
 
 impl Settings {
     /// Whether the method or an idempotency header says that the request may be repeated.
