@@ -4,6 +4,7 @@
 //! `proxy::way`, `upstream::index`, `upstream::route`, `upstream::egress`, `policy::retry`); here they are asked in its
 //! order, and the reasons written down.
 
+mod cases;
 mod clocks;
 mod destination;
 mod question;
@@ -23,17 +24,18 @@ use std::net::SocketAddr;
 use http::{HeaderMap, Method, Version};
 use serde::Serialize;
 
+pub use crate::explain::cases::Case;
 pub use crate::explain::clocks::Clocks;
 pub use crate::explain::destination::{Destination, Tls, Verdict};
 pub use crate::explain::question::Question;
-pub use crate::explain::retries::{Case, Retries};
+pub use crate::explain::retries::Retries;
 pub use crate::explain::route::{Choice as RouteChoice, Other};
 pub use crate::explain::settings::Setting;
 pub use crate::explain::state::State;
 pub use crate::explain::upstream::{Choice as UpstreamChoice, Pattern};
 
 use crate::address::AddressSet;
-use crate::config::{self, Config};
+use crate::config::{self, Config, effective};
 use crate::document::Place;
 use crate::error::{Denial, Error};
 use crate::explain::destination::Way;
@@ -204,7 +206,10 @@ fn fill(config: &Config, question: &Question, explanation: &mut Explanation) -> 
         (None, None) => &config.unmatched.policies,
     };
     explanation.policy = Lane { config, upstream, route, tunnel, upgrade }.settings();
-    explanation.state = state::states(upstream, route, policies, tunnel);
+    explanation.state = {
+        let show_key = !is_hidden(&explanation.policy, "rate_limit.key");
+        state::states(upstream, route, policies, tunnel, show_key)
+    };
 
     let keys = policies.retry.as_ref().map_or(&[][..], |retry| &retry.idempotency_headers);
     headers::remove_hop_by_hop(&mut headers, upgrade, keys);
@@ -264,6 +269,7 @@ fn answer(
         headers,
         body: question.body,
         memory: config.limits.replay_memory,
+        show_names: !is_hidden(&explanation.policy, "retry.idempotency_headers"),
         tunnel,
     };
     let grpc = is_grpc(headers);
@@ -280,6 +286,15 @@ fn answer(
     }
     explanation.retries = Some(request.explain());
     explanation.clocks = Some(clocks::add_up(&request, policies, limit));
+}
+
+/// Whether a setting has what must not be shown.
+fn is_hidden(policy: &[Setting], path: &str) -> bool {
+    let hidden = |value: &serde_json::Value| value == effective::HIDDEN;
+    let setting = policy.iter().find(|setting| setting.setting == path);
+    setting.is_some_and(|setting| {
+        hidden(&setting.value) || setting.value.as_array().is_some_and(|items| items.iter().any(hidden))
+    })
 }
 
 /// The upstream whose own port the URL names: that is what a base URL looks like.

@@ -17,15 +17,17 @@ pub struct State {
     pub why: String,
 }
 
-/// Of the lane that the request takes. No `upstream`: no upstream names the host.
+/// Of the lane that the request takes. No `upstream`: no upstream names the host. `show_key`: `rate_limit.key` is no secret.
 pub(super) fn states(
     upstream: Option<&config::Upstream>,
     route: Option<&config::Route>,
     policies: &Settings,
     tunnel: bool,
+    show_key: bool,
 ) -> Vec<State> {
     let Some(upstream) = upstream else { return unmatched(policies) };
     let bucket = match policies.rate_limit.as_ref().map(|limit| &limit.key) {
+        Some(Key::Header(_)) if !show_key => ", a bucket for each value of a header".to_owned(),
         Some(Key::Header(name)) => format!(", a bucket for each value of `{name}`"),
         Some(Key::Upstream) | None => String::new(),
     };

@@ -159,9 +159,11 @@ impl Page {
             None if to.http.is_some() => names.push("without TLS".to_owned()),
             None => {}
         }
-        names.extend(to.host.as_ref().map(|host| format!("Host: {host}")));
         if !names.is_empty() {
             self.below(&names.join("; "));
+        }
+        if let Some(host) = &to.host {
+            self.below(&format!("Host: {host}"));
         }
         let egress = match to.egress.verdict {
             "denied" => format!("address denied: {}", to.egress.why),
@@ -253,8 +255,15 @@ impl Page {
         groups.sort_by_key(|(retried, _, _)| !retried);
         for (retried, why, cases) in groups {
             let (word, colour) = if retried { ("sent again", GREEN) } else { ("not sent again", RED) };
-            let word = self.paint(colour, word);
-            self.out.push_str(&format!("  {word}: {why}\n"));
+            // Broken as it is read, and only then painted.
+            let lines = wrap(&format!("{word}: {why}"), WIDTH - 4);
+            for (at, line) in lines.iter().enumerate() {
+                let (indent, line) = match at {
+                    0 => ("  ", line.replacen(word, &self.paint(colour, word), 1)),
+                    _ => ("    ", line.clone()),
+                };
+                self.out.push_str(&format!("{indent}{line}\n"));
+            }
             for case in cases {
                 self.entry("- ", &case.when, 4);
             }

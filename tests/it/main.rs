@@ -4,6 +4,7 @@
 mod admin;
 mod bodies;
 mod config;
+mod explain;
 mod hangups;
 mod limits;
 mod operator;
