@@ -65,7 +65,7 @@ impl Request<'_> {
             ),
             self.failure(
                 &["connect_failure", "reset"],
-                "the connection closes before a byte of the request is sent",
+                "a new connection closes before a byte is sent",
                 &reset(Sent::No),
                 false,
             ),
@@ -75,10 +75,11 @@ impl Request<'_> {
                 &Error::AttemptTimeout { sent: Sent::No },
                 false,
             ),
-            self.stale(),
+            self.stale(Sent::No),
+            self.stale(Sent::Maybe),
             self.failure(
                 &["reset"],
-                "the connection breaks, or the answer is no HTTP, before its headers",
+                "the connection breaks, or the answer is no HTTP, before the answer's headers",
                 &reset(Sent::Maybe),
                 true,
             ),
@@ -146,14 +147,19 @@ impl Request<'_> {
     }
 
     /// Replaced for free, whatever `retry` says.
-    fn stale(&self) -> Case {
-        let retried = retry::replaces_stale(Sent::Maybe, self.repeatable(), self.replayable());
+    fn stale(&self, sent: Sent) -> Case {
+        let replayable = sent == Sent::No || self.replayable();
+        let retried = retry::replaces_stale(sent, self.repeatable(), replayable);
         let reason = if self.repeatable() { Skipped::BodyTooLarge } else { Skipped::NotIdempotent };
         let why = if retried { "once, over a new connection: free, not counted" } else { because(reason) };
+        let (stage, when) = match sent {
+            Sent::No => ("never_sent", "a pooled connection turns out to be closed before a byte is sent"),
+            Sent::Maybe => ("maybe_sent", "a pooled connection closes before a byte of the answer"),
+        };
         Case {
             on: Vec::new(),
-            stage: "maybe_sent",
-            when: "a pooled connection turns out to be closed before it answers".to_owned(),
+            stage,
+            when: when.to_owned(),
             retried,
             reason: (!retried).then_some(reason.as_str()),
             why: why.to_owned(),

@@ -164,8 +164,9 @@ fn every_value_has_the_origin_that_the_configuration_gives_it() {
 /// What can happen to a first attempt, and the case that explains it.
 const EVENTS: &[(&str, Step)] = &[
     ("no connection", Step::Refused),
-    ("the connection closes before a byte", Step::Stale(Sent::No)),
-    ("a pooled connection turns out", Step::Stale(Sent::Maybe)),
+    ("a new connection closes before a byte", Step::Unsent),
+    ("a pooled connection turns out", Step::Stale(Sent::No)),
+    ("a pooled connection closes", Step::Stale(Sent::Maybe)),
     ("the connection breaks", Step::Reset),
     ("`timeouts.attempt` passes without", Step::Hang),
     ("500", Step::Answer(500, "")),

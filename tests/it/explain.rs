@@ -118,7 +118,7 @@ fn the_exit_status_tells_explained_invalid_and_unusable_apart() {
 /// What each request comes to, in a proxy that runs: the answer of its own says which upstream and route it was.
 #[tokio::test]
 async fn a_running_proxy_does_what_is_explained() {
-    let yaml = "upstreams:\n\
+    let yaml = "defaults: {circuit_breaker: off}\nupstreams:\n\
         \x20 exact:\n    hosts: [a.test, \"b.test:81\"]\n    to: [\"http://127.0.0.1:1\"]\n    retry: {max_attempts: 2, backoff: {base: 0}}\n\
         \x20   routes:\n\
         \x20     - {name: posts, match: {methods: [POST], path: /v1/*}, retry: {on: [503]}}\n\
