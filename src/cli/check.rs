@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
-use crate::cli::{ConfigFile, Format, colour};
+use crate::cli::{ConfigFile, Format, colour, print};
 use crate::config::load::{self, Loaded};
 use crate::document::Problem;
 
@@ -16,16 +16,27 @@ use crate::document::Problem;
 pub(crate) struct Options {
     #[command(flatten)]
     file: ConfigFile,
-    /// Warnings make it fail too.
+    /// Makes warnings fail too.
     #[arg(long)]
     strict: bool,
-    /// Missing variables and secret files are warnings, for a place that has no secrets.
+    /// Makes missing variables and secret files warnings, for a place that has no secrets.
     #[arg(long)]
     no_env: bool,
     /// How the report is printed.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
 }
+
+/// Below the options.
+pub(crate) const HELP: &str = "\
+Examples:
+  outrigger check --config outrigger.yaml
+  outrigger check --config outrigger.yaml --strict --no-env   in CI, where no secrets are
+
+Exit status:
+  0  valid
+  1  invalid; with --strict, valid with warnings
+  2  the file can't be read, or the command line is wrong";
 
 /// Checks the file and prints the report to stdout.
 pub(crate) fn check(options: &Options) -> ExitCode {
@@ -48,7 +59,7 @@ pub(crate) fn load(path: &Path, options: load::Options, format: Format) -> Resul
                 // Nowhere is left to complain to where stderr is closed.
                 let _ = writeln!(std::io::stderr(), "error: {message}");
             }
-            Format::Json => print(&format!("{:#}\n", json!({"valid": false, "unreadable": message}))),
+            Format::Json => drop(print(&format!("{:#}\n", json!({"valid": false, "unreadable": message})))),
         }
         ExitCode::from(2)
     })
@@ -58,11 +69,11 @@ pub(crate) fn load(path: &Path, options: load::Options, format: Format) -> Resul
 pub(crate) fn report(path: &Path, loaded: &Loaded, format: Format, strict: bool) -> ExitCode {
     let refused = strict && !loaded.problems.warnings.is_empty();
     let valid = loaded.config.is_some() && !refused;
-    match format {
+    let printed = match format {
         Format::Text => print(&text(path, loaded, strict)),
         Format::Json => print(&json_report(loaded, valid)),
-    }
-    if valid { ExitCode::SUCCESS } else { ExitCode::from(1) }
+    };
+    if valid { printed } else { ExitCode::from(1) }
 }
 
 fn text(path: &Path, loaded: &Loaded, strict: bool) -> String {
@@ -90,9 +101,4 @@ fn json_report(loaded: &Loaded, valid: bool) -> String {
     let problems = &loaded.problems;
     let report = json!({"valid": valid, "errors": list(&problems.errors), "warnings": list(&problems.warnings)});
     format!("{report:#}\n")
-}
-
-/// Prints to stdout. A reader that went away, as `| head` does, is no failure.
-pub(crate) fn print(text: &str) {
-    let _ = std::io::stdout().lock().write_all(text.as_bytes());
 }

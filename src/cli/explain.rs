@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Args, CommandFactory};
 
-use crate::cli::{Cli, ConfigFile, Format, check, colour};
+use crate::cli::{Cli, ConfigFile, Format, check, colour, print};
 use crate::config::load;
-use crate::explain::{Question, explain};
+use crate::explain::{self, Question};
 
 /// What `explain` is told.
 #[derive(Args, Debug)]
@@ -27,7 +27,7 @@ pub(crate) struct Options {
     /// How large the request's body is, such as 64KiB; left out: its Content-Length.
     #[arg(long, value_name = "SIZE")]
     body_size: Option<String>,
-    /// Missing variables and secret files are no errors, for a place that has no secrets.
+    /// Makes missing variables and secret files no errors, for a place that has no secrets.
     #[arg(long)]
     no_env: bool,
     /// How the report is printed.
@@ -35,8 +35,23 @@ pub(crate) struct Options {
     format: Format,
 }
 
+/// Below the options.
+pub(crate) const HELP: &str = "\
+Examples:
+  outrigger explain --config outrigger.yaml GET http://api.example.com/v1/things
+  outrigger explain --config outrigger.yaml POST http://api.example.com/v1/things -H 'Idempotency-Key: 7c1' --body-size 2MiB
+  outrigger explain --config outrigger.yaml GET https://api.example.com/      what a tunnel gets
+  outrigger explain --config outrigger.yaml GET http://127.0.0.1:7201/        a call to an upstream's own port
+
+Nothing is sent, dialled or looked up.
+
+Exit status:
+  0  explained, also where the request would be refused
+  1  the configuration is invalid; the report is that of check
+  2  the file can't be read, or the command line is wrong";
+
 /// Prints the explanation to stdout.
-pub(crate) fn run(options: &Options) -> ExitCode {
+pub(crate) fn explain(options: &Options) -> ExitCode {
     let question = match Question::new(&options.method, &options.url, &options.headers, options.body_size.as_deref()) {
         Ok(question) => question,
         // As clap does for what it refuses itself.
@@ -52,15 +67,14 @@ pub(crate) fn run(options: &Options) -> ExitCode {
         Err(code) => return code,
     };
     let Some(config) = &loaded.config else { return check::report(path, &loaded, options.format, false) };
-    let mut explanation = explain(config, &question);
+    let mut explanation = explain::explain(config, &question);
     let warnings = loaded.problems.warnings.len();
     if warnings > 0 {
         let plural = if warnings == 1 { "warning" } else { "warnings" };
         explanation.notes.push(format!("`outrigger check` has {warnings} {plural} for this file."));
     }
     match options.format {
-        Format::Text => check::print(&explanation.text(colour(&std::io::stdout()))),
-        Format::Json => check::print(&explanation.json()),
+        Format::Text => print(&explanation.text(colour(&std::io::stdout()))),
+        Format::Json => print(&explanation.json()),
     }
-    ExitCode::SUCCESS
 }

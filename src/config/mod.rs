@@ -5,6 +5,7 @@ mod checks;
 pub(crate) mod effective;
 mod global;
 pub(crate) mod host;
+pub mod json_schema;
 pub mod layers;
 pub mod load;
 pub mod schema;

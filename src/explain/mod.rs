@@ -332,16 +332,9 @@ fn refusal(error: &Error, place: Option<Spot>) -> Refusal {
         Error::Loop => {
             Some("name the upstream's own address, or give the app an upstream's `listen` port as its base URL")
         }
-        Error::Denied(Denial::Unmatched) => {
-            Some("add the host to an upstream's `hosts`, write `egress: {unmatched: forward}`, or add it to NO_PROXY")
-        }
-        Error::Denied(Denial::Address(..)) => {
-            Some("list it in `allow_addresses` of the upstream that names the host, or add the host to NO_PROXY")
-        }
-        Error::Denied(Denial::ConnectPort(_)) => {
-            Some("list the port in `egress.connect_ports`, or add the host to NO_PROXY")
-        }
-        Error::Denied(Denial::Connect) => Some("ask for it as http:// through the proxy: every policy acts then"),
+        Error::Denied(Denial::Unmatched) => Some("or write `egress: {unmatched: forward}`"),
+        // What it says already has what to do.
+        Error::Denied(Denial::Address(..) | Denial::ConnectPort(_) | Denial::Connect) => None,
         Error::Expectation => Some("send `Expect: 100-continue` or none"),
         Error::BadRequest(_)
         | Error::UriTooLong

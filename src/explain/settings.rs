@@ -83,41 +83,26 @@ impl Lane<'_> {
                 settings.extend(self.derived(key.path, node));
                 continue;
             };
-            match key.kind {
-                Kind::Block | Kind::BlockOrOff => {
-                    if let Some(why) = switched_off(found, key.path) {
-                        off = Some(key.path);
-                        settings.push(self.setting(key.path, found, json!("off"), why));
-                    } else if let Some(note) = self.started_over(&parts) {
-                        settings.push(self.setting(key.path, found, json!("on"), Some(note)));
-                    }
-                }
-                Kind::Duration
-                | Kind::Clock
-                | Kind::Size
-                | Kind::Count
-                | Kind::CountOrOff
-                | Kind::Ratio
-                | Kind::Boolean
-                | Kind::Choice(_)
-                | Kind::Words
-                | Kind::Ports
-                | Kind::Hosts
-                | Kind::Listen
-                | Kind::ListenOrOff
-                | Kind::Text
-                | Kind::Secret => {
-                    let value = effective::value(found, key.path);
-                    let empty = value.as_array().is_some_and(Vec::is_empty) && written(found).is_none();
-                    // What is denied adds to the built-in three, so the list as written is not the whole of it.
-                    let value = if key.path == "egress.deny" { self.denied() } else { value };
-                    if !empty && key.path != "hosts" {
-                        settings.push(self.setting(key.path, found, value, None));
-                    }
-                }
+            let block = matches!(key.kind, Kind::Block | Kind::BlockOrOff | Kind::Routes);
+            if let Some(why) = switched_off(found, key.path).filter(|_| block) {
+                off = Some(key.path);
+                settings.push(self.setting(key.path, found, json!("off"), why));
+            } else if block {
+                let note = self.started_over(&parts);
+                settings.extend(note.map(|note| self.setting(key.path, found, json!("on"), Some(note))));
+            } else if key.path != "hosts" {
+                settings.extend(self.value(key.path, found));
             }
         }
         settings
+    }
+
+    /// A single value, or a list of them; `None` for a list that is empty unless it is written.
+    fn value(&self, path: &str, node: &Node) -> Option<Setting> {
+        // What the file denies adds to the built-in three, so the list as it is written is not the whole of it.
+        let value = if path == "egress.deny" { self.denied() } else { effective::value(node, path) };
+        let nothing = value.as_array().is_some_and(Vec::is_empty) && written(node).is_none();
+        (!nothing).then(|| self.setting(path, node, value, None))
     }
 
     /// The merged upstream, and the merged lane.
