@@ -14,11 +14,10 @@ use crate::explain::{self, Question};
 pub(crate) struct Options {
     #[command(flatten)]
     file: ConfigFile,
-    /// The request's method, such as GET or POST; CONNECT takes `host:port` in place of a URL.
+    /// The request's method, such as GET or POST; CONNECT takes HOST:PORT in place of a URL.
     #[arg(value_name = "METHOD")]
     method: String,
-    /// What the app asks for: `http://…`; `https://…` for what a tunnel gets; an upstream's own port; or a path with a Host
-    /// header.
+    /// What the app asks for: http://HOST/PATH, https:// for a tunnel, or a path beside -H 'Host: HOST'.
     #[arg(value_name = "URL")]
     url: String,
     /// A header of the request, as 'Name: value'. Values are never shown.
@@ -38,10 +37,10 @@ pub(crate) struct Options {
 /// Below the options.
 pub(crate) const HELP: &str = "\
 Examples:
-  outrigger explain --config outrigger.yaml GET http://api.example.com/v1/things
-  outrigger explain --config outrigger.yaml POST http://api.example.com/v1/things -H 'Idempotency-Key: 7c1' --body-size 2MiB
-  outrigger explain --config outrigger.yaml GET https://api.example.com/      what a tunnel gets
-  outrigger explain --config outrigger.yaml GET http://127.0.0.1:7201/        a call to an upstream's own port
+  outrigger explain -c outrigger.yaml POST http://api.x.com/v1 -H 'Idempotency-Key: 7'
+  outrigger explain -c outrigger.yaml PUT http://api.x.com/v1/a --body-size 2MiB
+  outrigger explain -c outrigger.yaml GET https://api.x.com/     what a tunnel gets
+  outrigger explain -c outrigger.yaml GET http://127.0.0.1:7201/ an upstream's own port
 
 Nothing is sent, dialled or looked up.
 

@@ -36,7 +36,7 @@ enum Command {
     /// Validates a configuration: prints every problem, then what is valid but dangerous.
     #[command(after_help = check::HELP)]
     Check(check::Options),
-    /// Says what would happen to a request, and why: upstream, route, each value with its origin, retries, worst case.
+    /// Says what would happen to a request, and why, without sending it.
     #[command(after_help = explain::HELP)]
     Explain(explain::Options),
     /// Prints the JSON Schema of the configuration, by which editors propose and check settings.
