@@ -183,7 +183,11 @@ impl Request<'_> {
             let outcome = || Outcome::Answer(Event::Status(status));
             let mut plain = self.verdict(self.decide(outcome(), 1, true, None), true, &[]);
             if plain.retried && status == 429 {
-                plain.why = format!("{}, and at least {}", plain.why, show_duration(retry::SHORTEST_AFTER_429));
+                let least = show_duration(retry::SHORTEST_AFTER_429);
+                plain.why = match plain.why.as_str() {
+                    "at once" => format!("after {least}"),
+                    why => format!("{why}, and at least {least}"),
+                };
             }
             // Of these two a Retry-After counts.
             if !plain.retried || !matches!(status, 429 | 503) {
@@ -232,26 +236,26 @@ impl Request<'_> {
         let no = |reason, why: String| Verdict { retried: false, reason: Some(reason), why };
         let Some(settings) = self.settings else { return no("not_listed", "`retry` is off".to_owned()) };
         match decision {
-            Decision::Again(..) => Verdict { retried: true, reason: None, why: format!("after {}", self.waits()) },
+            Decision::Again(..) => Verdict { retried: true, reason: None, why: self.waits() },
             Decision::Pass if !listed => no("not_listed", format!("{} is not in `retry.on`", words.join(" or "))),
             Decision::Pass => no("last_attempt", format!("`retry.max_attempts` is {}", settings.max_attempts)),
             Decision::Skip(skipped) => no(skipped.as_str(), because(skipped).to_owned()),
         }
     }
 
-    /// The bounds of the waits before each retry.
+    /// When each retry is made.
     fn waits(&self) -> String {
         let Some(settings) = self.settings else { return String::new() };
         let retries = settings.max_attempts.get().saturating_sub(1);
         let bounds = (1..=retries.min(3)).map(|retry| settings.backoff.wait(retry, 1.0));
         if settings.backoff.base.is_zero() {
-            return "no wait".to_owned();
+            return "at once".to_owned();
         }
         let mut shown: Vec<String> = bounds.map(|bound| format!("0–{}", show_duration(bound))).collect();
         if retries > 3 {
             shown.push("…".to_owned());
         }
-        shown.join(", then ")
+        format!("after {}", shown.join(", then "))
     }
 }
 
