@@ -167,7 +167,7 @@ pub enum Error {
         /// How long the attempt that it cut short had run.
         ran: Duration,
     },
-    /// The upstream stopped taking the request body for `timeouts.idle`.
+    /// The upstream took no more of the request body, or sent no more of its answer, for `timeouts.idle`.
     UpstreamSilent,
     /// The process ended (`shutdown.grace` was over) before there was an answer.
     ShuttingDown,
@@ -436,7 +436,7 @@ impl fmt::Display for Error {
             Error::Deadline { sent: Sent::Maybe, .. } => {
                 f.write_str("the upstream did not answer in time (timeouts.request)")
             }
-            Error::UpstreamSilent => f.write_str("the upstream stopped taking the request body (timeouts.idle)"),
+            Error::UpstreamSilent => f.write_str("the upstream stopped taking the request, or sending its answer (timeouts.idle)"),
             Error::ShuttingDown => f.write_str("Outrigger was told to end and the grace is over (shutdown.grace)"),
             Error::Panic => f.write_str("an internal error, logged as a panic"),
         }

@@ -3,18 +3,22 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_appender::non_blocking::WorkerGuard;
 
 use crate::app::App;
 use crate::config::Config;
 use crate::config::load::{self, Options};
 use crate::reload;
 use crate::telemetry::logging::Logging;
+
+/// How long whoever reads the log may take for its last lines.
+const LAST_LINES: Duration = Duration::from_millis(1500);
 
 /// Descriptors besides connections: listeners, files, the runtime's own.
 const OTHER_DESCRIPTORS: u64 = 64;
@@ -53,7 +57,7 @@ fn start(path: &Path) -> Result<ExitCode, String> {
         let problems: Vec<String> = loaded.problems.errors.iter().map(ToString::to_string).collect();
         return Err(format!("{} is not valid\n{}", path.display(), problems.join("\n")));
     };
-    let (logging, _written) = Logging::install(&config.log)?;
+    let (logging, written) = Logging::install(&config.log)?;
     for warning in &loaded.problems.warnings {
         reload::warn(warning);
     }
@@ -62,7 +66,20 @@ fn start(path: &Path) -> Result<ExitCode, String> {
     let ended = runtime.block_on(serve(config, path, logging));
     // A look-up that hangs must not keep the process.
     runtime.shutdown_timeout(Duration::from_millis(100));
+    finish(written);
     ended
+}
+
+/// Lets the log be written to its end. Where nobody reads standard output, dropping the guard would wait for ever: it prints
+/// its complaint there too.
+fn finish(written: WorkerGuard) {
+    let (done, is_done) = mpsc::channel();
+    std::thread::spawn(move || {
+        drop(written);
+        // Whoever waited for it may have given up.
+        let _ = done.send(());
+    });
+    let _ = is_done.recv_timeout(LAST_LINES);
 }
 
 /// One thread needs no scheduler that moves work between threads.

@@ -202,6 +202,11 @@ impl Conn {
         self.stream.set_zero_linger().unwrap();
     }
 
+    /// Which connection this is, from 0.
+    pub(crate) fn index(&self) -> usize {
+        self.index
+    }
+
     /// Waits until the proxy closed its side.
     pub(crate) async fn closed(&mut self) {
         while self.more().await.is_some() {}
