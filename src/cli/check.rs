@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::json;
 
-use crate::cli::{ConfigFile, Format, colour};
+use crate::cli::{ConfigFile, Format, colour, print};
 use crate::config::load::{self, Loaded};
 use crate::document::Problem;
 
@@ -41,27 +41,39 @@ Exit status:
 /// Checks the file and prints the report to stdout.
 pub(crate) fn check(options: &Options) -> ExitCode {
     let path = &options.file.config;
-    let loaded = match load::load(path, load::Options { no_env: options.no_env }) {
-        Ok(loaded) => loaded,
-        Err(error) => {
-            let message = format!("{} can't be read: {error}", path.display());
-            match options.format {
-                Format::Text => {
-                    // Nowhere is left to complain to where stderr is closed.
-                    let _ = writeln!(std::io::stderr(), "error: {message}");
-                }
-                Format::Json => print(&format!("{:#}\n", json!({"valid": false, "unreadable": message}))),
-            }
-            return ExitCode::from(2);
-        }
-    };
-    let refused = options.strict && !loaded.problems.warnings.is_empty();
-    let valid = loaded.config.is_some() && !refused;
-    match options.format {
-        Format::Text => print(&text(path, &loaded, options.strict)),
-        Format::Json => print(&json_report(&loaded, valid)),
+    match load(path, load::Options { no_env: options.no_env }, options.format) {
+        Ok(loaded) => report(path, &loaded, options.format, options.strict),
+        Err(code) => code,
     }
-    if valid { ExitCode::SUCCESS } else { ExitCode::from(1) }
+}
+
+/// Loads the file, for whichever command needs one.
+///
+/// # Errors
+/// The exit status, once it has said that the file can't be read.
+pub(crate) fn load(path: &Path, options: load::Options, format: Format) -> Result<Loaded, ExitCode> {
+    load::load(path, options).map_err(|error| {
+        let message = format!("{} can't be read: {error}", path.display());
+        match format {
+            Format::Text => {
+                // Nowhere is left to complain to where stderr is closed.
+                let _ = writeln!(std::io::stderr(), "error: {message}");
+            }
+            Format::Json => drop(print(&format!("{:#}\n", json!({"valid": false, "unreadable": message})))),
+        }
+        ExitCode::from(2)
+    })
+}
+
+/// Prints what is wrong with the file. 0 where it is valid, else 1.
+pub(crate) fn report(path: &Path, loaded: &Loaded, format: Format, strict: bool) -> ExitCode {
+    let refused = strict && !loaded.problems.warnings.is_empty();
+    let valid = loaded.config.is_some() && !refused;
+    let printed = match format {
+        Format::Text => print(&text(path, loaded, strict)),
+        Format::Json => print(&json_report(loaded, valid)),
+    };
+    if valid { printed } else { ExitCode::from(1) }
 }
 
 fn text(path: &Path, loaded: &Loaded, strict: bool) -> String {
@@ -89,9 +101,4 @@ fn json_report(loaded: &Loaded, valid: bool) -> String {
     let problems = &loaded.problems;
     let report = json!({"valid": valid, "errors": list(&problems.errors), "warnings": list(&problems.warnings)});
     format!("{report:#}\n")
-}
-
-/// A reader that went away, as `| head` does, is no failure of the check.
-fn print(text: &str) {
-    let _ = std::io::stdout().lock().write_all(text.as_bytes());
 }

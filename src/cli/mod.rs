@@ -3,6 +3,7 @@
 mod check;
 mod completions;
 mod demo;
+mod explain;
 mod man;
 pub mod run;
 mod schema;
@@ -43,6 +44,9 @@ enum Command {
     /// Needs no network and no file: all of it runs on free ports of 127.0.0.1, and ends within a minute with a summary.
     #[command(after_help = demo::HELP)]
     Demo(demo::Options),
+    /// Says what would happen to a request, and why, without sending it.
+    #[command(after_help = explain::HELP)]
+    Explain(explain::Options),
     /// Prints the JSON Schema of the configuration, by which editors propose and check settings.
     #[command(after_help = schema::HELP)]
     Schema,
@@ -77,6 +81,7 @@ pub fn main() -> ExitCode {
         Command::Run(file) => run::run(file.config),
         Command::Check(options) => check::check(&options),
         Command::Demo(options) => demo::demo(&options),
+        Command::Explain(options) => explain::explain(&options),
         Command::Schema => schema::schema(),
         Command::Completions(options) => completions::completions(&options, Cli::command()),
         Command::Man(options) => man::man(&options, Cli::command()),

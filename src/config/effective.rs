@@ -5,7 +5,8 @@ use serde_json::{Map, Value as Json, json};
 use crate::config::schema::{self, Kind};
 use crate::document::tree::{Node, Scalar, Value};
 
-const HIDDEN: &str = "<redacted>";
+/// What stands in place of a secret.
+pub(crate) const HIDDEN: &str = "<redacted>";
 
 /// A value as JSON. `path` is where it stands, from where its scope starts (`retry.max_attempts`).
 pub(crate) fn value(node: &Node, path: &str) -> Json {

@@ -2,9 +2,9 @@
 //! with it. Nothing here is live; `upstream::table` turns it into state.
 
 mod checks;
-mod effective;
+pub(crate) mod effective;
 mod global;
-mod host;
+pub(crate) mod host;
 pub mod json_schema;
 pub mod layers;
 pub mod load;

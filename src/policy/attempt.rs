@@ -9,7 +9,7 @@ use http::header::HeaderMap;
 use http::{HeaderName, StatusCode, request};
 use tokio::time::Instant;
 
-use crate::error::{Error, Result, Sent};
+use crate::error::{Error, Result};
 use crate::message::{Attempt, Exchange, Phase};
 use crate::policy::body::{AttemptBody, Gate};
 use crate::policy::breaker::{Permit, Verdict};
@@ -20,7 +20,7 @@ use crate::policy::policies::Policies;
 use crate::policy::rate_limit::Bucket;
 use crate::policy::replay::Replay;
 use crate::policy::timeout::{Clocks, Deadline, Supervised};
-use crate::policy::{Destination, Transport, retry_after};
+use crate::policy::{Destination, Transport, retry, retry_after};
 use crate::telemetry::report::{AttemptResult, LaneReport, RetryReason};
 use crate::telemetry::spans::{self, Draft};
 
@@ -147,9 +147,9 @@ impl<T: Transport> Call<'_, T> {
     fn is_stale(&self, error: &Error) -> bool {
         match error {
             Error::Reset { sent, reused: true, answer_began: false, .. } => {
-                let safe = *sent == Sent::No || self.repeatable;
                 let app_here = !self.exchange.upload.app_gone.load(Ordering::Relaxed);
-                safe && app_here && self.body.as_ref().is_none_or(Replay::replayable)
+                let replayable = self.body.as_ref().is_none_or(Replay::replayable);
+                app_here && retry::replaces_stale(*sent, self.repeatable, replayable)
             }
             _ => false,
         }

@@ -13,8 +13,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Method;
-use http::header::{CONTENT_TYPE, HeaderMap, HeaderName};
+use http::header::{CONTENT_TYPE, HeaderMap};
 use http_body::Body;
 use tokio::time::Instant;
 
@@ -28,16 +27,8 @@ use crate::policy::policies::Policies;
 use crate::policy::replay::Replay;
 use crate::policy::retry::{Decision, Facts, Outcome};
 use crate::policy::timeout::Deadline;
-use crate::policy::{Destination, Dial, Transport};
+use crate::policy::{Destination, Dial, Transport, retry};
 use crate::telemetry::report::{RetryReason, Skipped};
-
-/// With `retry: off` a body is only sent again over a stale connection's replacement, so what is kept is what a connection
-/// takes before that shows. Bytes.
-const UNSENT_BODY: u64 = 64 * 1024;
-
-/// With `retry: off`: the headers that make a request repeatable by default.
-const KEYS: [HeaderName; 2] =
-    [HeaderName::from_static("idempotency-key"), HeaderName::from_static("x-idempotency-key")];
 
 /// How an attempt ended, its answer held for the app.
 type Ended<B> = Result<http::Response<Carry<B>>>;
@@ -60,7 +51,7 @@ impl Policies {
             retry.settings.add_key(&head.method, &mut head.headers);
         }
         let grpc = is_grpc(&head.headers);
-        let repeatable = self.repeatable(&head.method, &head.headers);
+        let repeatable = retry::repeatable(self.settings.retry.as_ref(), &head.method, &head.headers);
         let mut call = Call {
             policies: self,
             transport,
@@ -337,26 +328,18 @@ impl Policies {
         }
     }
 
-    /// With `retry: off` what HTTP itself declares idempotent still is (RFC 9110 section 9.2.2), and so is what carries a key:
-    /// for the replacement of a stale connection.
-    fn repeatable(&self, method: &Method, headers: &HeaderMap) -> bool {
-        match &self.retry {
-            Some(retry) => retry.settings.repeatable(method, headers),
-            None => method.is_idempotent() || KEYS.iter().any(|key| headers.contains_key(key)),
-        }
-    }
-
     fn replay(&self, body: AppBody, exchange: &Arc<Exchange>) -> Option<Replay> {
         if body.is_end_stream() {
             return None;
         }
         // Also where the request may not be repeated: HTTP/2 may refuse a stream that took some of it already.
-        let cap = self.retry.as_ref().map_or(UNSENT_BODY, |retry| retry.settings.max_body);
+        let cap = retry::largest_body(self.settings.retry.as_ref());
         Some(Replay::new(body, cap, self.replay.clone(), exchange.clone()))
     }
 }
 
-fn is_grpc(headers: &HeaderMap) -> bool {
+/// Whether the request is a gRPC one.
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 

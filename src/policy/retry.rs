@@ -75,6 +75,34 @@ pub fn method(text: &str) -> Result<Method, String> {
     }
 }
 
+/// With `retry: off` a body is only sent again over a stale connection's replacement, so what is kept is what a connection
+/// takes before that shows. Bytes.
+const UNSENT_BODY: u64 = 64 * 1024;
+
+/// With `retry: off`: the headers that make a request repeatable by default.
+const KEYS: [HeaderName; 2] =
+    [HeaderName::from_static("idempotency-key"), HeaderName::from_static("x-idempotency-key")];
+
+/// Whether the request may be repeated although the upstream may have seen it. With `retry: off` what HTTP itself declares
+/// idempotent still may (RFC 9110 section 9.2.2), and so may what carries a key: for the replacement of a stale connection.
+pub(crate) fn repeatable(settings: Option<&Settings>, method: &Method, headers: &HeaderMap) -> bool {
+    match settings {
+        Some(settings) => settings.repeatable(method, headers),
+        None => method.is_idempotent() || KEYS.iter().any(|key| headers.contains_key(key)),
+    }
+}
+
+/// The largest body that is kept to be sent again. Bytes.
+pub(crate) fn largest_body(settings: Option<&Settings>) -> u64 {
+    settings.map_or(UNSENT_BODY, |settings| settings.max_body)
+}
+
+/// Whether a pooled connection that broke before one byte of the answer is replaced by a new one for free: where sending
+/// again is safe.
+pub(crate) fn replaces_stale(sent: Sent, repeatable: bool, replayable: bool) -> bool {
+    (sent == Sent::No || repeatable) && replayable
+}
+
 /// What a decision is taken on.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
@@ -117,7 +145,7 @@ pub enum Decision {
 }
 
 /// A 429 that does not say how long to wait is left alone for at least this long.
-const SHORTEST_AFTER_429: Duration = Duration::from_secs(1);
+pub(crate) const SHORTEST_AFTER_429: Duration = Duration::from_secs(1);
 
 impl Settings {
     /// Whether the method or an idempotency header says that the request may be repeated.
@@ -127,16 +155,18 @@ impl Settings {
 
     /// Gives a POST or PATCH without a key one, where that is switched on. The key is 122 random bits.
     pub fn add_key(&self, method: &Method, headers: &mut HeaderMap) {
-        let Some(name) = self.idempotency_headers.first() else { return };
-        let wants = self.generate_idempotency_key && (method == Method::POST || method == Method::PATCH);
-        if !wants || self.has_key(headers) {
-            return;
-        }
+        let Some(name) = self.key_to_add(method, headers) else { return };
         let mut bytes = [0; 16];
         // Without random numbers there is no key, and so no retry: the safe side.
         if aws_lc_rs::rand::fill(&mut bytes).is_ok() {
             headers.insert(name.clone(), uuid(bytes));
         }
+    }
+
+    /// The header that a generated key is sent in; `None` where none is generated.
+    pub(crate) fn key_to_add(&self, method: &Method, headers: &HeaderMap) -> Option<&HeaderName> {
+        let wants = self.generate_idempotency_key && (method == Method::POST || method == Method::PATCH);
+        self.idempotency_headers.first().filter(|_| wants && !self.has_key(headers))
     }
 
     fn has_key(&self, headers: &HeaderMap) -> bool {

@@ -35,6 +35,8 @@ pub(crate) enum Step {
     Reset,
     /// A pooled connection that turns out to be closed, before or after bytes were written.
     Stale(Sent),
+    /// A new connection that closes before a byte was written.
+    Unsent,
     /// Can't be connected to.
     Refused,
     /// Takes the request and never answers.
@@ -100,6 +102,7 @@ impl Transport for Script {
                 return Err(Error::Connect { failure: ConnectFailure::Refused, detail: String::new() });
             }
             Step::Stale(Sent::No) => return Err(reset(Sent::No, true)),
+            Step::Unsent => return Err(reset(Sent::No, false)),
             _ => {}
         }
         attempt.reached(Phase::Sending);
@@ -117,7 +120,7 @@ impl Transport for Script {
             Step::Hang => return std::future::pending().await,
             Step::Panic => panic!("a bug"),
             Step::Stale(_) => return Err(reset(Sent::Maybe, true)),
-            Step::Reset | Step::Refused | Step::After(..) => return Err(reset(Sent::Maybe, false)),
+            Step::Reset | Step::Unsent | Step::Refused | Step::After(..) => return Err(reset(Sent::Maybe, false)),
         };
         let mut answer = http::Response::builder().status(status);
         if let Some((name, value)) = header {

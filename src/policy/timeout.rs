@@ -57,6 +57,11 @@ impl Deadline {
         })
     }
 
+    /// How long all attempts and waits may take together, less the time that the request's body takes.
+    pub(crate) fn limit(self) -> Option<Duration> {
+        self.0
+    }
+
     /// When it is over, as far as is known at `now`: it moves on while the upload flows.
     pub fn at(&self, exchange: &Exchange, now: Instant) -> Option<Instant> {
         self.0.map(|limit| exchange.start + limit + exchange.upload.paused(exchange.nanos(now)))

@@ -12,6 +12,7 @@ pub(crate) mod target;
 pub(crate) mod tunnel;
 pub(crate) mod unwind;
 pub(crate) mod upgrade;
+pub(crate) mod way;
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -27,10 +28,9 @@ use hyper::upgrade::OnUpgrade;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-use crate::config::HostPattern;
-use crate::error::{Denial, Error, HeadBound, Result};
+use crate::error::{Error, HeadBound, Result};
 use crate::message::{AppBody, Outbound};
-use crate::origin::{Origin, Scheme};
+use crate::origin::Origin;
 use crate::policy::carry::Carry;
 use crate::proxy::body::ResponseBody;
 use crate::proxy::io::Link;
@@ -231,9 +231,9 @@ fn prepare(
 
     if target.form == Form::Authority {
         record.routed(upstream, &upstream.lane);
-        tunnel::check(&table.config, upstream, &target)?;
+        way::may_tunnel(&table.config, upstream.config.as_ref(), &target)?;
         let app = hyper::upgrade::on(&mut request);
-        return Ok(Step::Tunnel { origin: tunnel::origin(&target), upstream: way.upstream, app });
+        return Ok(Step::Tunnel { origin: way::of_tunnel(&target), upstream: way.upstream, app });
     }
 
     let lane = Arc::clone(upstream.lane(request.method(), request.uri().path()));
@@ -279,31 +279,12 @@ fn route(connection: &Connection, table: &Table, target: &Target) -> Result<Way>
             let origin = upstream.origin(target.scheme, target.host.clone(), target.port);
             return Ok(Way { upstream: Arc::clone(upstream), origin, keep_host: true });
         }
-        return Ok(Way { upstream: Arc::clone(upstream), origin: listen_origin(upstream)?, keep_host: false });
+        let config = upstream.config.as_ref().ok_or(Error::Misdirected)?;
+        return Ok(Way { upstream: Arc::clone(upstream), origin: way::own_port(config)?, keep_host: false });
     }
-    let config = &table.config;
-    if target.is_own(connection.local, target::own_addresses(&config.listeners, &config.upstreams)) {
-        return Err(Error::Loop);
-    }
-    let upstream = match found {
-        Some(upstream) => upstream,
-        None if config.egress.forward_unmatched => &table.unmatched,
-        None => return Err(Error::Denied(Denial::Unmatched)),
-    };
+    let upstream = way::admit(&table.config, connection.local, target, found)?.unwrap_or(&table.unmatched);
     let origin = upstream.origin(target.scheme, target.host.clone(), target.port);
     Ok(Way { upstream: Arc::clone(upstream), origin, keep_host: true })
-}
-
-/// Where an upstream's own port leads: to its first `to`, or to its one exact host.
-fn listen_origin(upstream: &Upstream) -> Result<Origin> {
-    let config = upstream.config.as_ref().ok_or(Error::Misdirected)?;
-    if let Some(origin) = config.to.first() {
-        return Ok(origin.clone());
-    }
-    let exact = |pattern: &&HostPattern| !pattern.wildcard;
-    let pattern = config.hosts.iter().find(exact).ok_or(Error::Misdirected)?;
-    let port = pattern.port.unwrap_or(Scheme::Http.default_port());
-    Ok(upstream.origin(Scheme::Http, pattern.host.clone(), port))
 }
 
 /// Which of `limits` a head was refused for; `None`: it is refused for what it says.

@@ -7,32 +7,14 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{self, Config};
-use crate::error::{Denial, Error, Result};
+use crate::error::Result;
 use crate::message::Attempt;
-use crate::origin::{Origin, Scheme};
+use crate::origin::Origin;
 use crate::policy::Dial;
 use crate::proxy::io::{AppIo, Replayed};
 use crate::proxy::record::Record;
 use crate::proxy::relay::{self, Ended, Side};
-use crate::proxy::target::Target;
 use crate::upstream::Upstream;
-
-/// Whether the app may tunnel there, before anything is dialled.
-///
-/// # Errors
-/// [`Error::Denied`].
-pub(crate) fn check(config: &Config, upstream: &Upstream, target: &Target) -> Result<()> {
-    if let Some(ports) = &config.egress.connect_ports
-        && !ports.contains(&target.port)
-    {
-        return Err(Error::Denied(Denial::ConnectPort(target.port)));
-    }
-    match upstream.config.as_ref().map(|config| config.connect) {
-        Some(config::Connect::Deny) => Err(Error::Denied(Denial::Connect)),
-        Some(config::Connect::Tunnel) | None => Ok(()),
-    }
-}
 
 /// Connects to the host and port asked for, under the upstream's policies.
 ///
@@ -40,11 +22,6 @@ pub(crate) fn check(config: &Config, upstream: &Upstream, target: &Target) -> Re
 /// What kept the connection from being made.
 pub(crate) async fn connect(upstream: &Upstream, origin: Origin, record: &Record) -> Result<TcpStream> {
     upstream.lane.policies.tunnel(&record.exchange, &Way { upstream, origin }).await
-}
-
-/// Where a tunnel leads. Whether TLS is spoken inside is the app's matter; it plays no part in dialling.
-pub(crate) fn origin(target: &Target) -> Origin {
-    Origin { scheme: Scheme::Https, host: target.host.clone(), port: target.port }
 }
 
 /// To where the app asked.

@@ -209,19 +209,7 @@ impl Connector {
                 &resolved[..]
             }
         };
-        let mut refusal = None;
-        let mut addresses = Vec::with_capacity(ips.len());
-        for ip in eyeballs::order(ips) {
-            let address = SocketAddr::new(ip, place.port);
-            match self.egress.judge(address, place.exempt, place.allow) {
-                Ok(()) => addresses.push(address),
-                Err(error) => refusal = refusal.or(Some(error)),
-            }
-        }
-        match refusal {
-            Some(error) if addresses.is_empty() => Err(error),
-            Some(_) | None => Ok(addresses),
-        }
+        self.egress.allowed(eyeballs::order(ips), place.port, place.exempt, place.allow)
     }
 }
 

@@ -5,15 +5,15 @@ use std::net::{IpAddr, SocketAddr};
 
 use crate::address::AddressSet;
 use crate::error::{Denial, Error, Result};
-use crate::origin::Host;
+use crate::origin::{Host, Origin};
 
 /// The rules of the whole process.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Egress {
+pub(crate) struct Egress {
     /// Never dialled, whatever name led there.
-    pub(super) deny: AddressSet,
+    pub(crate) deny: AddressSet,
     /// Where Outrigger itself listens: dialling one is a loop.
-    pub(super) own: Vec<SocketAddr>,
+    pub(crate) own: Vec<SocketAddr>,
 }
 
 impl Egress {
@@ -22,7 +22,7 @@ impl Egress {
     ///
     /// # Errors
     /// [`Error::Loop`] for a listener of ours, [`Error::Denied`] with the rule that covers it.
-    pub(super) fn judge(&self, address: SocketAddr, exempt: bool, allow: &AddressSet) -> Result<()> {
+    fn judge(&self, address: SocketAddr, exempt: bool, allow: &AddressSet) -> Result<()> {
         if self.own.iter().any(|own| is_own(*own, address)) {
             return Err(Error::Loop);
         }
@@ -32,6 +32,32 @@ impl Egress {
         match self.deny.forbids(address.ip(), allow) {
             Some(rule) => Err(Error::Denied(Denial::Address(address.ip(), rule.clone()))),
             None => Ok(()),
+        }
+    }
+
+    /// Those of a host's addresses that may be dialled. `exempt` and `allow` as in [`Egress::judge`].
+    ///
+    /// # Errors
+    /// Where it is none, why the first may not.
+    pub(crate) fn allowed(
+        &self,
+        ips: impl IntoIterator<Item = IpAddr>,
+        port: u16,
+        exempt: bool,
+        allow: &AddressSet,
+    ) -> Result<Vec<SocketAddr>> {
+        let mut refusal = None;
+        let mut addresses = Vec::new();
+        for ip in ips {
+            let address = SocketAddr::new(ip, port);
+            match self.judge(address, exempt, allow) {
+                Ok(()) => addresses.push(address),
+                Err(error) => refusal = refusal.or(Some(error)),
+            }
+        }
+        match refusal {
+            Some(error) if addresses.is_empty() => Err(error),
+            Some(_) | None => Ok(addresses),
         }
     }
 
@@ -56,21 +82,23 @@ fn is_own(own: SocketAddr, address: SocketAddr) -> bool {
         || own.is_unspecified() && ip.is_loopback()
 }
 
-/// Whether the host, as written in `to`, is the operator's own word: an address, or `localhost`.
-pub(super) fn is_operators_word(host: &Host) -> bool {
-    match host {
+/// Whether `egress.deny` has no say: the destination is written in `to`, as an address or `localhost`. That is the operator's
+/// own word.
+pub(crate) fn is_exempt(to: &[Origin], destination: &Origin) -> bool {
+    let operators_word = match &destination.host {
         Host::Ip(_) => true,
         Host::Name(name) => is_localhost(name),
-    }
+    };
+    operators_word && to.contains(destination)
 }
 
 /// RFC 6761 section 6.3: `localhost` and names below it are loopback, without a look-up.
-pub(super) fn is_localhost(name: &str) -> bool {
+pub(crate) fn is_localhost(name: &str) -> bool {
     name == "localhost" || name.ends_with(".localhost")
 }
 
 /// What `localhost` resolves to.
-pub(super) const LOCALHOST: [IpAddr; 2] =
+pub(crate) const LOCALHOST: [IpAddr; 2] =
     [IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), IpAddr::V6(std::net::Ipv6Addr::LOCALHOST)];
 
 #[cfg(test)]

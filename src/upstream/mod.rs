@@ -10,6 +10,7 @@ pub mod dns;
 pub mod egress;
 pub mod eyeballs;
 pub mod hosts;
+pub(crate) mod index;
 pub mod places;
 pub mod pool;
 pub mod request;
@@ -61,8 +62,8 @@ pub struct Lane {
 impl Upstream {
     /// The lane that a request takes. `path` is raw and without query.
     pub fn lane(&self, method: &http::Method, path: &str) -> &Arc<Lane> {
-        let route = self.routes.iter().find(|(matcher, _)| route::matches(matcher, method, path));
-        route.map_or(&self.lane, |(_, lane)| lane)
+        let route = route::first(self.routes.iter().map(|(matcher, _)| matcher), method, path);
+        route.map_or(&self.lane, |at| &self.routes[at].1)
     }
 
     /// All lanes, the upstream's own first.
@@ -70,14 +71,8 @@ impl Upstream {
         std::iter::once(&self.lane).chain(self.routes.iter().map(|(_, lane)| lane))
     }
 
-    /// Where a request for this host leads when the upstream has no `to`: by its `scheme`. A scheme's own port becomes the
-    /// other's; another port stays.
+    /// Where a request for this host leads when the upstream has no `to`.
     pub fn origin(&self, asked: Scheme, host: Host, port: u16) -> Origin {
-        let scheme = match self.config.as_ref().map(|config| config.scheme) {
-            Some(config::UpstreamScheme::Always(scheme)) => scheme,
-            Some(config::UpstreamScheme::Same) | None => asked,
-        };
-        let port = if port == asked.default_port() { scheme.default_port() } else { port };
-        Origin { scheme, host, port }
+        route::origin(self.config.as_ref(), asked, host, port)
     }
 }

@@ -15,7 +15,7 @@ use crate::origin::Scheme;
 use crate::telemetry::report::{Gauge, UpstreamReport};
 use crate::upstream::connect::{Connector, Place, Secure};
 use crate::upstream::connection::{HeadLimits, Http1, Http2, chain};
-use crate::upstream::egress::is_operators_word;
+use crate::upstream::egress::is_exempt;
 use crate::upstream::places::{self, Census, Effects, Grant, Key, Limits, Multi, Places, Solo, Want};
 use crate::upstream::tls::{self, Tls};
 use crate::upstream::transport::Settings;
@@ -228,11 +228,10 @@ impl Pool {
 
     async fn establish(self: &Arc<Pool>, key: &Arc<Key>, limit: Option<Duration>) -> Result<Link> {
         let host = &key.origin.host;
-        let written = self.settings.to.contains(&key.origin);
         let place = Place {
             host,
             port: key.origin.port,
-            exempt: written && is_operators_word(host),
+            exempt: is_exempt(&self.settings.to, &key.origin),
             allow: &self.settings.allow_addresses,
         };
         let secure = match key.origin.scheme {

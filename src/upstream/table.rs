@@ -4,10 +4,8 @@
 //! what was there before, else *new*. So an open circuit stays open and a drained bucket stays drained. A request keeps
 //! the upstream that it started with.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use foldhash::fast::RandomState;
 use tokio::time::Instant;
 
 use crate::address::AddressSet;
@@ -17,6 +15,7 @@ use crate::policy::policies::{self, Heritage, OwnState, Policies};
 use crate::policy::replay::ReplayMemory;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::connect::Connector;
+use crate::upstream::index::Index;
 use crate::upstream::transport::{self, Transport};
 use crate::upstream::{Lane, Upstream};
 
@@ -36,35 +35,6 @@ pub struct Table {
     /// Replay buffers of the whole process.
     pub replay: Arc<ReplayMemory>,
     index: Index,
-}
-
-/// Indices into `upstreams`, by what apps ask for. Looked into once a request, so by a hash that is quick and yet seeded.
-#[derive(Default)]
-struct Index {
-    exact: HashMap<Host, Ports, RandomState>,
-    /// By what stands behind `*.`.
-    wildcard: HashMap<Box<str>, Ports, RandomState>,
-    names: HashMap<Arc<str>, usize>,
-}
-
-/// The upstreams of one pattern: for single ports, and for all others.
-#[derive(Default)]
-struct Ports {
-    one: Vec<(u16, usize)>,
-    any: Option<usize>,
-}
-
-impl Ports {
-    fn insert(&mut self, port: Option<u16>, at: usize) {
-        match port {
-            Some(port) => self.one.push((port, at)),
-            None => self.any = Some(at),
-        }
-    }
-
-    fn exactly(&self, port: u16) -> Option<usize> {
-        self.one.iter().find(|(one, _)| *one == port).map(|(_, at)| *at)
-    }
 }
 
 /// All states are its own: an upstream's own lane.
@@ -169,7 +139,7 @@ impl Table {
 
     /// The upstream of this name.
     pub fn named(&self, name: &str) -> Option<&Arc<Upstream>> {
-        self.index.names.get(name).map(|at| &self.upstreams[*at])
+        self.index.named(name).map(|at| &self.upstreams[at])
     }
 
     /// Every upstream, and `unmatched` at the end.
@@ -223,86 +193,5 @@ impl Maker<'_> {
         });
         let routes = routes.collect();
         Ok(Upstream { name: plan.name.clone(), config, lane, routes, transport, report })
-    }
-}
-
-impl Index {
-    fn new(upstreams: &[config::Upstream]) -> Index {
-        let mut index = Index::default();
-        for (at, upstream) in upstreams.iter().enumerate() {
-            index.names.insert(upstream.name.clone(), at);
-            for pattern in &upstream.hosts {
-                index.insert(pattern, at);
-            }
-        }
-        index
-    }
-
-    fn insert(&mut self, pattern: &config::HostPattern, at: usize) {
-        let ports = match (&pattern.host, pattern.wildcard) {
-            (Host::Name(name), true) => self.wildcard.entry((&**name).into()).or_default(),
-            (host @ (Host::Name(_) | Host::Ip(_)), _) => self.exact.entry(host.clone()).or_default(),
-        };
-        ports.insert(pattern.port, at);
-    }
-
-    fn find(&self, host: &Host, port: u16) -> Option<usize> {
-        if let Some(ports) = self.exact.get(host)
-            && let Some(at) = ports.exactly(port).or(ports.any)
-        {
-            return Some(at);
-        }
-        let Host::Name(name) = host else { return None };
-        if self.wildcard.is_empty() {
-            return None;
-        }
-        let parents = || {
-            let mut rest = &**name;
-            std::iter::from_fn(move || {
-                rest = rest.split_once('.')?.1;
-                Some(rest)
-            })
-        };
-        let patterns = || parents().filter_map(|parent| self.wildcard.get(parent));
-        // A pattern with the port goes before a longer one without.
-        patterns().find_map(|ports| ports.exactly(port)).or_else(|| patterns().find_map(|ports| ports.any))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn index(patterns: &[(&str, Option<u16>)]) -> Index {
-        let mut index = Index::default();
-        for (at, (pattern, port)) in patterns.iter().enumerate() {
-            let (wildcard, name) = match pattern.strip_prefix("*.") {
-                Some(name) => (true, name),
-                None => (false, *pattern),
-            };
-            index.insert(&config::HostPattern { wildcard, host: Host::parse(name).unwrap(), port: *port }, at);
-        }
-        index
-    }
-
-    #[test]
-    fn hosts_are_found_exact_with_port_first_and_longest_wildcard_last() {
-        let index = index(&[
-            ("a.x.com", Some(8080)),
-            ("a.x.com", None),
-            ("*.x.com", Some(8080)),
-            ("*.x.com", None),
-            ("*.b.x.com", None),
-            ("10.0.0.1", None),
-        ]);
-        let find = |host: &str, port| index.find(&Host::parse(host).unwrap(), port);
-        assert_eq!(find("A.x.com.", 8080), Some(0));
-        assert_eq!(find("a.x.com", 443), Some(1));
-        assert_eq!(find("c.b.x.com", 8080), Some(2));
-        assert_eq!(find("c.d.x.com", 443), Some(3));
-        assert_eq!(find("c.b.x.com", 443), Some(4));
-        assert_eq!(find("x.com", 443), None);
-        assert_eq!(find("10.0.0.1", 1), Some(5));
-        assert_eq!(find("yx.com", 443), None);
     }
 }

@@ -9,10 +9,10 @@ use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use crate::address::AddressSet;
-use crate::config::{self, HttpVersion};
+use crate::config;
 use crate::error::{ConnectFailure, Error, Result, Sent};
 use crate::message::{Attempt, Phase};
-use crate::origin::{Host, Origin, Scheme, parse_authority};
+use crate::origin::{Host, Origin, parse_authority};
 use crate::policy::body::AttemptBody;
 use crate::policy::{self, Destination};
 use crate::telemetry::report::UpstreamReport;
@@ -24,6 +24,7 @@ use crate::upstream::connection::{Http1, Http2, chain, h2_error};
 use crate::upstream::places::Key;
 use crate::upstream::pool::{Lease, Pool, Use};
 use crate::upstream::request;
+use crate::upstream::route::{self, Names};
 use crate::upstream::upload::{SendBody, Watch};
 
 /// Connections that turn out to be dead before anything was written are replaced so often, then a new one is made.
@@ -133,28 +134,26 @@ impl Transport {
 
     /// Which connections serve the request, and its Host.
     fn route(&self, head: &mut http::request::Parts, to: &Destination, attempt: &Attempt) -> (Arc<Key>, Option<Load>) {
-        // An Upgrade is a thing of HTTP/1.1; where the operator insists on HTTP/2 it goes out as a plain request.
         let settings = self.pool.settings();
-        let http1 = head.headers.contains_key(UPGRADE) && settings.connections.http != HttpVersion::Http2;
+        let http1 = route::http1_only(head.headers.contains_key(UPGRADE), settings.connections.http);
         let Some(load) = self.pick(attempt) else {
-            host_if_missing(head, &to.origin);
+            if to.keep_host {
+                host_if_missing(head, &to.origin);
+            } else if let Ok(host) = HeaderValue::try_from(to.origin.authority()) {
+                request::set_host(head, host);
+            }
             let server = settings.tls.server_name.clone().unwrap_or_else(|| to.origin.host.clone());
             return (Arc::new(Key { origin: to.origin.clone(), server, http1 }), None);
         };
         let endpoint = &self.endpoints[load.index];
         attempt.uses(load.index);
-        let by_address = endpoint.key.origin.host.ip().is_some();
-        if !by_address || !to.keep_host {
+        let names = Names::towards(&endpoint.key.origin, to.keep_host, &settings.tls);
+        if names.host_of_to {
             request::set_host(head, endpoint.host.clone());
         } else {
             host_if_missing(head, &to.origin);
         }
-        // Without TLS no name is verified, and connections serve every Host.
-        let asked = by_address
-            && to.keep_host
-            && settings.tls.server_name.is_none()
-            && endpoint.key.origin.scheme == Scheme::Https;
-        let key = match (asked, http1) {
+        let key = match (names.server_asked_for, http1) {
             (false, false) => endpoint.key.clone(),
             (false, true) => Arc::new(Key { http1, ..(*endpoint.key).clone() }),
             (true, _) => {

@@ -5,6 +5,7 @@ mod admin;
 mod bodies;
 mod config;
 mod configmap;
+mod explain;
 mod docs;
 mod demo;
 mod hangups;

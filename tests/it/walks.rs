@@ -67,6 +67,21 @@ async fn http_1_0_gets_http_1_0_and_keeps_the_connection_only_where_it_asks() {
 }
 
 #[tokio::test]
+async fn on_an_own_port_without_to_host_is_the_one_that_the_upstream_names() {
+    let origin = Origin::answering(OK).await;
+    let named = format!("localhost:{}", origin.address().port());
+    let proxy = Proxy::start(&format!(
+        "upstreams:\n  up: {{hosts: [\"{named}\"], scheme: http, listen: \"127.0.0.1:0\", allow_addresses: [loopback]}}\n"
+    ))
+    .await;
+    let mut app = Client::connect(proxy.address("up")).await;
+    app.send(format!("GET /x HTTP/1.1\r\nHost: {}\r\n\r\n", proxy.address("up"))).await;
+    assert!(app.head().await.starts_with("HTTP/1.1 200 "));
+    assert_eq!(origin.only().all("host"), [named]);
+    proxy.stop().await;
+}
+
+#[tokio::test]
 async fn http2_with_prior_knowledge_on_the_same_port() {
     let origin = Origin::answering(OK).await;
     let proxy = Proxy::for_origin(&origin, "").await;
