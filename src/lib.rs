@@ -11,6 +11,7 @@
 //! | [`upstream`] | the routing table, connection pool, DNS, TLS, egress rules |
 //! | [`proxy`] | listeners, HTTP hygiene, tunnels, upgrades, and the answers that Outrigger gives itself |
 //! | [`admin`] | control and probe endpoints |
+//! | [`inject`] | Kubernetes manifests with the sidecar added; knows nothing of the proxy |
 //! | [`telemetry`] | metrics, access log, logging |
 //! | [`app`], [`reload`], [`shutdown`] | composition root, the only writer of the live table, drain |
 //!
@@ -24,6 +25,7 @@ pub mod cli;
 pub mod config;
 pub mod document;
 pub mod error;
+pub mod inject;
 pub mod message;
 pub mod origin;
 pub mod policy;

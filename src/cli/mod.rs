@@ -1,6 +1,7 @@
 //! The command line: one file a command.
 
 mod check;
+mod inject;
 pub mod run;
 
 use std::io::IsTerminal;
@@ -25,6 +26,14 @@ enum Command {
     ///
     /// Exit status: 0 valid, 1 invalid, 2 unreadable.
     Check(check::Options),
+    /// Adds the sidecar to Kubernetes manifests, and changes nothing else in them.
+    ///
+    /// Knows Deployment, StatefulSet, DaemonSet, ReplicaSet, ReplicationController, Job, CronJob, Pod and lists of them; other
+    /// kinds pass through. A pod template with the annotation `outrigger.dev/inject: "false"` is left alone.
+    /// What was done is said on standard error. Doing it again changes nothing, other options change what was put in.
+    ///
+    /// Exit status: 0 done, 1 a document can't be injected (nothing is written then), 2 unreadable.
+    Inject(inject::Options),
 }
 
 /// Which configuration.
@@ -49,6 +58,7 @@ pub fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(file) => run::run(file.config),
         Command::Check(options) => check::check(&options),
+        Command::Inject(options) => inject::inject(&options),
     }
 }
 
