@@ -53,7 +53,8 @@ pub(crate) fn dash(text: &str, item: &Node) -> Option<(usize, usize)> {
 struct Edit {
     bytes: Range<usize>,
     text: String,
-    /// Of two that go in at the same place, what is indented further belongs to what stands before.
+    /// Of two that go in at the same place, what is indented further belongs to what stands before; what is taken out from
+    /// there on comes last.
     depth: usize,
 }
 
@@ -295,15 +296,19 @@ impl Editor<'_> {
     }
 
     fn replace(&mut self, bytes: Range<usize>, text: String) {
-        self.edits.push(Edit { bytes, text, depth: usize::MAX });
+        let depth = if bytes.is_empty() { usize::MAX } else { 0 };
+        if !(bytes.is_empty() && text.is_empty()) {
+            self.edits.push(Edit { bytes, text, depth });
+        }
     }
 
     /// Takes out whole lines, from the start of one to the end of the one in which a byte stands.
     fn remove_lines(&mut self, start: usize, last: usize) {
         let end = line_end(self.text, last);
-        let bytes = match self.text[end..].find('\n') {
-            Some(newline) => start..end + newline + 1,
-            None => start.saturating_sub(self.style.newline.len())..end,
+        // With the line break before them, so that the end of the last line is free for what goes behind it.
+        let bytes = match start.checked_sub(1) {
+            Some(newline) => line_end(self.text, line_start(self.text, newline))..end,
+            None => 0..self.text[end..].find('\n').map_or(end, |newline| end + newline + 1),
         };
         self.replace(bytes, String::new());
     }

@@ -185,7 +185,7 @@ fn one(
         notes.subject = workload.name.clone();
         let at = workload.object.node.span.start;
         let Some(template) = &workload.template else {
-            notes.done(at, "left alone, it is not of a kind that Outrigger knows to have pods");
+            notes.done(at, "left alone, inject doesn't know this kind");
             continue;
         };
         if asks_to_be_left(&document, &workload, notes) {

@@ -111,7 +111,7 @@ impl<'d> Pod<'d> {
                 if self.options.native && number > 0 {
                     let names: Vec<&str> =
                         field.value.node.items()[..number].iter().filter_map(|one| self.document.name(one)).collect();
-                    let message = format!("{} run before the sidecar and get no proxy", names.join(", "));
+                    let message = format!("these run before the sidecar, without the proxy: {}", names.join(", "));
                     notes.warn(container.node.span.start, message);
                 }
                 ("brought up to date", number + 1)

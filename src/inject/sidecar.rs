@@ -152,7 +152,8 @@ fn converge_list(document: &Document<'_>, list: &Spot<'_>, wanted: &[Value]) -> 
 /// A container that was there, as it is to be at another place.
 pub(crate) fn moved(document: &Document<'_>, container: &Spot<'_>, options: &Options) -> Result<Value, Refusal> {
     let base = container.path.len();
-    let mut changes = converge(document, container, &self::container(options))?;
+    let wanted = self::container(options);
+    let mut changes = converge(document, container, &wanted)?;
     for change in &mut changes {
         change.path_mut().drain(..base);
     }
@@ -167,6 +168,10 @@ pub(crate) fn moved(document: &Document<'_>, container: &Spot<'_>, options: &Opt
         changes.push(Change::RemoveKey { map: Path::new(), entry: field.entry });
     }
     apply(&mut value, &changes);
+    // In the order of a new one, and what else there is behind.
+    if let (Value::Map(entries), Value::Map(order)) = (&mut value, &wanted) {
+        entries.sort_by_key(|(key, _)| order.iter().position(|(name, _)| name == key).unwrap_or(usize::MAX));
+    }
     Ok(value)
 }
 

@@ -401,7 +401,7 @@ fn join_line(text: &mut String, at: usize) -> bool {
         return false;
     }
     let previous = line_start(text, start - 1);
-    let comment = comment_start(&text[previous..start]).map_or(start - 1, |column| previous + column);
+    let comment = comment_start(&text[previous..start]).map_or(line_end(text, previous), |column| previous + column);
     let blank: String = text[comment..start].chars().map(|_| ' ').collect();
     // One space a character, since places are counted in characters; bytes must agree too.
     if !text[comment..start].is_ascii() {

@@ -5,6 +5,7 @@ mod admin;
 mod bodies;
 mod config;
 mod hangups;
+mod inject;
 mod limits;
 mod operator;
 mod reload;
