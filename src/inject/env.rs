@@ -106,7 +106,7 @@ impl<'e, 'd> Env<'e, 'd> {
             );
             notes.warn(source.span.start, message);
         }
-        changes.extend(self.add(new)?);
+        changes.extend(self.add(new));
         Ok(Lead { changes, led })
     }
 
@@ -193,24 +193,22 @@ impl<'e, 'd> Env<'e, 'd> {
         })
     }
 
-    fn add(&self, new: Vec<Value>) -> Result<Option<Change>, Refusal> {
+    fn add(&self, new: Vec<Value>) -> Option<Change> {
         if new.is_empty() {
-            return Ok(None);
+            return None;
         }
         let map = self.container.path.clone();
         let Some(list) = &self.list else {
-            let beside = match self.document.field(self.container, "image")? {
-                Some(image) => Some(image),
-                None => self.document.field(self.container, "name")?,
-            };
-            let place = beside.map_or(Place::Last, |field| Place::After(field.entry));
-            return Ok(Some(Change::AddKey { map, key: "env".to_owned(), value: Value::List(new), place }));
+            let entries = self.container.node.entries();
+            let find = |key| entries.iter().position(|entry| entry.key.text() == Some(key));
+            let place = find("image").or_else(|| find("name")).map_or(Place::Last, Place::After);
+            return Some(Change::AddKey { map, key: "env".to_owned(), value: Value::List(new), place });
         };
-        Ok(Some(if list.value.node.items().is_empty() {
+        Some(if list.value.node.items().is_empty() {
             Change::SetValue { map, entry: list.entry, value: Value::List(new) }
         } else {
             Change::AddItems { list: list.value.path.clone(), items: new, front: false }
-        }))
+        })
     }
 }
 

@@ -13,7 +13,7 @@ const MAX_DEPTH: usize = 250;
 pub(crate) const TEMPLATE: &str =
     "templates can't be read: inject what they render to, as in `helm template … | outrigger inject`";
 /// How often a bracket that stands too far left is excused.
-const MAX_EXCUSED: usize = 10_000;
+const MAX_EXCUSED: usize = 500;
 
 /// A value and where it stands.
 #[derive(Clone, Debug)]
