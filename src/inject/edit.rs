@@ -125,7 +125,9 @@ impl Editor<'_> {
         place: Place,
     ) -> Result<(), Refusal> {
         let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return Err(cannot(map)) };
-        let column = column(self.text, first.key.span.start);
+        // The place of a key is behind its anchor and tag.
+        let bare = entries.iter().find(|entry| entry.key.anchor == 0 && entry.key.tag.is_none());
+        let column = column(self.text, bare.unwrap_or(first).key.span.start);
         let lines = self.style.entry(key, value, column);
         match place {
             Place::Before(entry) => {

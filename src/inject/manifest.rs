@@ -89,15 +89,25 @@ impl<'d> Document<'d> {
         Ok(found)
     }
 
-    /// Refuses a mapping or list as a key, which is what `{{ … }}` is to YAML.
-    pub(crate) fn refuse_templates(&self, node: &Node) -> Result<(), Refusal> {
+    /// Refuses what no server takes: a mapping or list as a key, which is what `{{ … }}` is to YAML, and a key that is written
+    /// twice.
+    pub(crate) fn refuse_malformed(&self, node: &Node) -> Result<(), Refusal> {
+        let mut names = HashMap::new();
         for Entry { key, value } in node.entries() {
-            if key.text().is_none() && !matches!(key.body, Body::Alias(_)) {
-                return Err(Refusal::new(key.span.start, "a key must be text", TEMPLATE));
+            match key.text() {
+                Some("<<") => {}
+                Some(name) => {
+                    if let Some(first) = names.insert(name, key.span.start) {
+                        let message = format!("`{name}` is written twice, first in line {}", self.line(first));
+                        return Err(Refusal::new(key.span.start, message, "keep one of the two"));
+                    }
+                }
+                None if matches!(key.body, Body::Alias(_)) => {}
+                None => return Err(Refusal::new(key.span.start, "a key must be text", TEMPLATE)),
             }
-            self.refuse_templates(value)?;
+            self.refuse_malformed(value)?;
         }
-        node.items().iter().try_for_each(|item| self.refuse_templates(item))
+        node.items().iter().try_for_each(|item| self.refuse_malformed(item))
     }
 
     fn collect(&self, object: Spot<'d>, listed: Option<&str>, found: &mut Vec<Workload<'d>>) -> Result<(), Refusal> {
@@ -151,10 +161,6 @@ impl<'d> Document<'d> {
         for (number, entry) in map.node.entries().iter().enumerate() {
             match entry.key.text() {
                 Some(name) if name == key => {
-                    if found.is_some() {
-                        let message = format!("`{key}` is written twice");
-                        return Err(Refusal::new(entry.key.span.start, message, "keep one of the two"));
-                    }
                     self.refuse_alias(&entry.value, &format!("`{key}`"))?;
                     let mut path = map.path.clone();
                     path.push(number);

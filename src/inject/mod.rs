@@ -191,7 +191,7 @@ fn one(
         if asks_to_be_left(&document, &workload, notes) {
             continue;
         }
-        document.refuse_templates(workload.object.node)?;
+        document.refuse_malformed(workload.object.node)?;
         let pod = Pod::new(&document, &workload, template, options)?;
         let named =
             options.containers.is_empty() || pod.names().any(|name| options.containers.iter().any(|one| one == name));

@@ -238,6 +238,11 @@ impl<'d> Pod<'d> {
                 "hostNetwork: Outrigger's ports 7171 to 7173 are the node's then: only one such pod fits on a node";
             notes.warn(node.span.start, message.to_owned());
         }
+        let named = read("os").and_then(|os| self.document.name(os));
+        let selected = read("nodeSelector").and_then(|labels| self.document.read(labels, "kubernetes.io/os"));
+        if named == Some("windows") || selected.and_then(Node::text) == Some("windows") {
+            notes.warn(spec.span.start, "this pod is for Windows, and Outrigger runs on Linux only".to_owned());
+        }
         if let Some(node) = read("terminationGracePeriodSeconds")
             && let Some(seconds) =
                 node.text().and_then(|text| text.parse::<u64>().ok()).filter(|seconds| *seconds < GRACE)
