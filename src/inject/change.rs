@@ -85,7 +85,21 @@ pub(crate) fn apply(root: &mut Value, changes: &[Change]) {
             }
             (Value::List(list), Change::RemoveItem { item, .. }) => list[*item] = Value::Gone,
             // The comparison that follows tells.
-            (_, _) => {}
+            (
+                Value::Text(_)
+                | Value::Word(_)
+                | Value::Tagged(..)
+                | Value::List(_)
+                | Value::Map(_)
+                | Value::Alias(_)
+                | Value::Gone,
+                Change::AddKey { .. }
+                | Change::AddItems { .. }
+                | Change::SetValue { .. }
+                | Change::SetEntry { .. }
+                | Change::RemoveItem { .. }
+                | Change::RemoveKey { .. },
+            ) => {}
         }
     }
     clear(root);

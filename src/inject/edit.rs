@@ -112,7 +112,15 @@ impl Editor<'_> {
                 self.remove_part(&spans, *entry);
                 Ok(())
             }
-            (_, _) => Err(cannot(node)),
+            (
+                Change::AddKey { .. }
+                | Change::AddItems { .. }
+                | Change::SetValue { .. }
+                | Change::SetEntry { .. }
+                | Change::RemoveItem { .. }
+                | Change::RemoveKey { .. },
+                Body::Scalar { .. } | Body::List { .. } | Body::Map { .. } | Body::Alias(_),
+            ) => Err(cannot(node)),
         }
     }
 

@@ -1,16 +1,16 @@
 //! `outrigger inject`: Kubernetes manifests with the sidecar added.
 //!
 //! The text is edited, not written anew, so that comments, quotes, order, anchors and markers stay as they are. Each document
-//! goes through four steps: [`tree`] reads it with places, [`pod`] decides what is missing ([`change`]), [`edit`] puts that into
+//! goes through four steps: `tree` reads it with places, `pod` decides what is missing (`change`), `edit` puts that into
 //! the text, and the result is read again and must be what was read at first with exactly these changes made, or it is refused.
 //!
 //! | file | owns |
 //! | --- | --- |
-//! | [`stream`] | where one document ends and the next begins |
-//! | [`tree`], [`value`] | a document with places, and without |
-//! | [`manifest`] | which objects have pods and where; aliases and merge keys |
-//! | [`pod`], [`env`], [`sidecar`] | what a pod needs: as a whole, its variables, the container and its volume |
-//! | [`change`], [`edit`], [`render`] | changes as data, made in the text, written as YAML or JSON |
+//! | `stream` | where one document ends and the next begins |
+//! | `tree`, `value` | a document with places, and without |
+//! | `manifest` | which objects have pods and where; aliases and merge keys |
+//! | `pod`, `env`, `sidecar` | what a pod needs: as a whole, its variables, the container and its volume |
+//! | `change`, `edit`, `render` | changes as data, made in the text, written as YAML or JSON |
 
 mod change;
 mod edit;

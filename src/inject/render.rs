@@ -33,7 +33,13 @@ impl Style {
                 lines
             }
             // A list of texts is short, and reads best in one line.
-            _ => vec![format!("{indent}{key}: {}", self.inline(value))],
+            Value::Text(_)
+            | Value::Word(_)
+            | Value::Tagged(..)
+            | Value::List(_)
+            | Value::Map(_)
+            | Value::Alias(_)
+            | Value::Gone => vec![format!("{indent}{key}: {}", self.inline(value))],
         }
     }
 
@@ -54,7 +60,13 @@ impl Style {
                     }
                     lines.extend(inner);
                 }
-                _ => lines.push(format!("{dash}{}", self.inline(item))),
+                Value::Text(_)
+                | Value::Word(_)
+                | Value::Tagged(..)
+                | Value::List(_)
+                | Value::Map(_)
+                | Value::Alias(_)
+                | Value::Gone => lines.push(format!("{dash}{}", self.inline(item))),
             }
         }
         lines
@@ -72,7 +84,9 @@ impl Style {
                 let entries: Vec<String> = entries.iter().map(pair).collect();
                 format!("{{{}}}", entries.join(", "))
             }
-            _ => scalar(value, self.json, false),
+            Value::Text(_) | Value::Word(_) | Value::Tagged(..) | Value::Alias(_) | Value::Gone => {
+                scalar(value, self.json, false)
+            }
         }
     }
 
@@ -102,7 +116,13 @@ impl Style {
                 let pair = |(key, value): &(Value, Value)| format!("{}: {}", self.key(key), self.spread(value, &inner));
                 wrap('{', entries.iter().map(pair).collect(), '}')
             }
-            _ => self.inside(value),
+            Value::Text(_)
+            | Value::Word(_)
+            | Value::Tagged(..)
+            | Value::List(_)
+            | Value::Map(_)
+            | Value::Alias(_)
+            | Value::Gone => self.inside(value),
         }
     }
 }

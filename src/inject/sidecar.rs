@@ -123,8 +123,17 @@ pub(crate) fn converge(document: &Document<'_>, spot: &Spot<'_>, wanted: &Value)
             Value::List(items) if !field.value.node.items().is_empty() && !items.iter().all(Value::is_scalar) => {
                 changes.extend(converge_list(document, &field.value, items)?);
             }
-            _ if field.value.node.value() != *value => changes.push(set()),
-            _ => {}
+            Value::Text(_)
+            | Value::Word(_)
+            | Value::Tagged(..)
+            | Value::List(_)
+            | Value::Map(_)
+            | Value::Alias(_)
+            | Value::Gone => {
+                if field.value.node.value() != *value {
+                    changes.push(set());
+                }
+            }
         }
     }
     Ok(changes)
