@@ -25,6 +25,28 @@ impl Ratio {
 /// The longest duration: far beyond any use, and safe to add to any instant.
 const LONGEST: Duration = Duration::from_secs(366 * 86_400);
 
+/// Units of durations with their milliseconds, the largest first.
+pub const DURATION_UNITS: [(&str, u64); 5] =
+    [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+
+/// Units of sizes with their bytes.
+pub const SIZE_UNITS: [(&str, u64); 10] = [
+    ("B", 1),
+    ("KiB", 1 << 10),
+    ("MiB", 1 << 20),
+    ("GiB", 1 << 30),
+    ("TiB", 1 << 40),
+    ("KB", 1_000),
+    ("kB", 1_000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("TB", 1_000_000_000_000),
+];
+
+fn factor(units: &[(&str, u64)], unit: &str) -> Option<u64> {
+    units.iter().find(|(name, _)| *name == unit).map(|(_, factor)| *factor)
+}
+
 /// Parses `250ms`, `2s`, `1m30s`, `1h`, `1d`, and `0`.
 ///
 /// # Errors
@@ -45,15 +67,11 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         let number: u64 = rest[..digits].parse().map_err(|_| wrong())?;
         rest = &rest[digits..];
         let letters = rest.bytes().take_while(u8::is_ascii_alphabetic).count();
-        let milliseconds = match &rest[..letters] {
-            "ms" => 1,
-            "s" => 1_000,
-            "m" => 60_000,
-            "h" => 3_600_000,
-            "d" => 86_400_000,
-            "us" | "ns" => return Err(format!("`{text}` is too fine: milliseconds (`ms`) are the smallest unit")),
-            _ => return Err(wrong()),
-        };
+        let unit = &rest[..letters];
+        if matches!(unit, "us" | "ns") {
+            return Err(format!("`{text}` is too fine: milliseconds (`ms`) are the smallest unit"));
+        }
+        let milliseconds = factor(&DURATION_UNITS, unit).ok_or_else(wrong)?;
         // `30s1m` and `1s1s` are slips.
         if milliseconds >= previous {
             return Err(wrong());
@@ -86,27 +104,16 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
     let wrong = || format!("`{text}` is not a size: write for example `512B`, `64KiB` or `10MB`");
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let number: u64 = text[..digits].parse().map_err(|_| wrong())?;
-    let unit: u64 = match &text[digits..] {
-        "B" => 1,
-        "KiB" => 1 << 10,
-        "MiB" => 1 << 20,
-        "GiB" => 1 << 30,
-        "TiB" => 1 << 40,
-        "KB" | "kB" => 1_000,
-        "MB" => 1_000_000,
-        "GB" => 1_000_000_000,
-        "TB" => 1_000_000_000_000,
-        "K" | "Ki" | "k" | "kb" | "kib" | "Kb" => {
-            return Err(format!("`{text}` has no known unit: write `{number}KiB`"));
-        }
-        "M" | "Mi" | "m" | "mb" | "mib" | "Mb" => {
-            return Err(format!("`{text}` has no known unit: write `{number}MiB`"));
-        }
-        "G" | "Gi" | "g" | "gb" | "gib" | "Gb" => {
-            return Err(format!("`{text}` has no known unit: write `{number}GiB`"));
-        }
-        _ => return Err(wrong()),
+    let (unit, meant) = match &text[digits..] {
+        "K" | "Ki" | "k" | "kb" | "kib" | "Kb" => ("", Some("KiB")),
+        "M" | "Mi" | "m" | "mb" | "mib" | "Mb" => ("", Some("MiB")),
+        "G" | "Gi" | "g" | "gb" | "gib" | "Gb" => ("", Some("GiB")),
+        unit => (unit, None),
     };
+    if let Some(meant) = meant {
+        return Err(format!("`{text}` has no known unit: write `{number}{meant}`"));
+    }
+    let unit = factor(&SIZE_UNITS, unit).ok_or_else(wrong)?;
     number.checked_mul(unit).ok_or_else(|| format!("`{text}` is too large"))
 }
 
@@ -117,7 +124,7 @@ pub fn show_duration(duration: Duration) -> String {
         return "0".to_owned();
     }
     let mut shown = String::new();
-    for (unit, milliseconds) in [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)] {
+    for (unit, milliseconds) in DURATION_UNITS.map(|(unit, milliseconds)| (unit, u128::from(milliseconds))) {
         if rest >= milliseconds {
             shown.push_str(&format!("{}{unit}", rest / milliseconds));
             rest %= milliseconds;

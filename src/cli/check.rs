@@ -16,16 +16,27 @@ use crate::document::Problem;
 pub(crate) struct Options {
     #[command(flatten)]
     file: ConfigFile,
-    /// Warnings make it fail too.
+    /// Makes warnings fail too.
     #[arg(long)]
     strict: bool,
-    /// Missing variables and secret files are warnings, for a place that has no secrets.
+    /// Makes missing variables and secret files warnings, for a place that has no secrets.
     #[arg(long)]
     no_env: bool,
     /// How the report is printed.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
 }
+
+/// Below the options.
+pub(crate) const HELP: &str = "\
+Examples:
+  outrigger check --config outrigger.yaml
+  outrigger check --config outrigger.yaml --strict --no-env   in CI, where no secrets are
+
+Exit status:
+  0  valid
+  1  invalid; with --strict, valid with warnings
+  2  the file can't be read, or the command line is wrong";
 
 /// Checks the file and prints the report to stdout.
 pub(crate) fn check(options: &Options) -> ExitCode {

@@ -7,13 +7,11 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use crate::cli::print;
 use crate::inject::{self, IMAGE, Injected, Level, separate};
 
 /// What `inject` is told.
 #[derive(Args, Debug)]
-#[command(
-    after_help = "Example:\n  kubectl get deploy web -o yaml | outrigger inject --config-map web-egress | kubectl apply -f -"
-)]
 pub(crate) struct Options {
     /// Files with manifests, YAML or JSON; `-` or none is standard input.
     #[arg(value_name = "FILE")]
@@ -40,6 +38,17 @@ pub(crate) struct Options {
     #[arg(long, short)]
     quiet: bool,
 }
+
+/// What its help ends with.
+pub(crate) const HELP: &str = "\
+Examples:
+  kubectl get deploy web -o yaml | outrigger inject --config-map web-egress | kubectl apply -f -
+  helm template shop ./chart | outrigger inject --container shop > shop.yaml
+
+Exit status:
+  0  done, also when there was nothing to do
+  1  a document can't be injected; nothing is written then
+  2  a file can't be read, or the command line is wrong";
 
 /// Reads the manifests, and writes them only when each could be injected.
 pub(crate) fn inject(options: &Options) -> ExitCode {
@@ -89,13 +98,7 @@ pub(crate) fn inject(options: &Options) -> ExitCode {
         say("nothing was written");
         return ExitCode::from(1);
     }
-    match io::stdout().lock().write_all(out.as_bytes()).and_then(|()| io::stdout().flush()) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            say(&format!("error: standard output: {error}"));
-            ExitCode::from(2)
-        }
-    }
+    print(&out)
 }
 
 fn read(file: &Path) -> Result<String, String> {

@@ -1,18 +1,28 @@
 //! The command line: one file a command.
 
 mod check;
+mod completions;
 mod inject;
+mod man;
 pub mod run;
+mod schema;
 
-use std::io::IsTerminal;
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+const START: &str = "\
+Start here:
+  outrigger check --config outrigger.yaml   what is wrong with a file, if anything
+  outrigger run --config outrigger.yaml     then let the app use http://127.0.0.1:7171 as HTTP_PROXY
+
+`outrigger COMMAND --help` has examples and exit statuses.";
 
 /// A sidecar proxy that gives every outgoing call of an app its upstream's policy.
 #[derive(Debug, Parser)]
-#[command(name = "outrigger", version, about, disable_help_subcommand = true)]
+#[command(name = "outrigger", version, about, disable_help_subcommand = true, after_help = START)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -21,25 +31,33 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Runs the proxy.
+    #[command(after_help = run::HELP)]
     Run(ConfigFile),
     /// Validates a configuration: prints every problem, then what is valid but dangerous.
-    ///
-    /// Exit status: 0 valid, 1 invalid, 2 unreadable.
+    #[command(after_help = check::HELP)]
     Check(check::Options),
     /// Adds the sidecar to Kubernetes manifests, and changes nothing else in them.
     ///
     /// Knows Deployment, StatefulSet, DaemonSet, ReplicaSet, ReplicationController, Job, CronJob, Pod and lists of them; other
     /// kinds pass through. A pod template with the annotation `outrigger.dev/inject: "false"` is left alone.
     /// What was done is said on standard error. Doing it again changes nothing, other options change what was put in.
-    ///
-    /// Exit status: 0 done, 1 a document can't be injected (nothing is written then), 2 unreadable.
+    #[command(after_help = inject::HELP)]
     Inject(inject::Options),
+    /// Prints the JSON Schema of the configuration, by which editors propose and check settings.
+    #[command(after_help = schema::HELP)]
+    Schema,
+    /// Prints the completion script of a shell.
+    #[command(after_help = completions::HELP)]
+    Completions(completions::Options),
+    /// Prints a manual page.
+    #[command(after_help = man::HELP)]
+    Man(man::Options),
 }
 
 /// Which configuration.
 #[derive(Args, Debug)]
 struct ConfigFile {
-    /// The configuration file.
+    /// The configuration file (YAML).
     #[arg(long, short, value_name = "FILE", env = "OUTRIGGER_CONFIG", default_value = "/etc/outrigger/outrigger.yaml")]
     config: PathBuf,
 }
@@ -59,6 +77,21 @@ pub fn main() -> ExitCode {
         Command::Run(file) => run::run(file.config),
         Command::Check(options) => check::check(&options),
         Command::Inject(options) => inject::inject(&options),
+        Command::Schema => schema::schema(),
+        Command::Completions(options) => completions::completions(&options, Cli::command()),
+        Command::Man(options) => man::man(&options, Cli::command()),
+    }
+}
+
+/// Prints to standard output. A reader that went away, as `| head` does, is no failure of the command.
+pub(crate) fn print(text: &str) -> ExitCode {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            // Nowhere is left to complain to where standard error is closed.
+            let _ = writeln!(std::io::stderr(), "outrigger: standard output can't be written: {error}");
+            ExitCode::FAILURE
+        }
+        Ok(()) | Err(_) => ExitCode::SUCCESS,
     }
 }
 

@@ -19,6 +19,21 @@ use crate::telemetry::logging::Logging;
 /// Descriptors besides connections: listeners, files, the runtime's own.
 const OTHER_DESCRIPTORS: u64 = 64;
 
+/// Below the options.
+pub(crate) const HELP: &str = "\
+Examples:
+  outrigger run --config outrigger.yaml
+  curl -x http://127.0.0.1:7171 http://example.com/   a call through it, from another terminal
+
+Signals:
+  SIGTERM, SIGINT   end once nothing is in flight, at `shutdown.grace` at the latest; the second one at once
+  SIGHUP            read the file again; edits are noticed without it too
+
+Exit status:
+  0  ended as it was told to
+  1  the configuration can't be read or is invalid, or a listener can't be opened: standard error says which
+  2  the command line is wrong";
+
 /// Runs the proxy until it is told to end. 0 after a drain; 1 with the reason on standard error when the configuration is
 /// invalid or a listener can't be opened.
 pub fn run(config: PathBuf) -> ExitCode {

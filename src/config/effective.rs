@@ -46,7 +46,7 @@ fn scalar(scalar: &Scalar, kind: Kind) -> Json {
     if scalar.is_off() && kind != Kind::Boolean {
         return json!("off");
     }
-    if scalar.plain && kind != Kind::Text {
+    if scalar.plain && !kind.is_text() {
         if let Ok(number) = scalar.text.parse::<u64>() {
             return json!(number);
         }

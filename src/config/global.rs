@@ -1,7 +1,9 @@
 //! The settings that are not any upstream's.
 
 use crate::address::{AddressRule, AddressSet};
-use crate::config::{AccessLog, Dns, Egress, Limits, Listeners, Log, LogLevel, LogPath, Secret, Shutdown, host};
+use crate::config::{
+    AccessLog, Dns, Egress, Limits, Listeners, Log, LogLevel, LogPath, Secret, Shutdown, host, schema,
+};
 use crate::document::Reader;
 use crate::document::tree::Node;
 use crate::units::show_size;
@@ -146,8 +148,8 @@ pub(crate) fn limits(reader: &mut Reader<'_>, memory: Option<u64>) -> Limits {
     {
         reader.problem("max_header_bytes", "must be from 1KiB to 16MiB".to_owned(), None);
     }
-    if limits.max_headers.get() > 10_000 {
-        reader.problem("max_headers", "must be at most 10000".to_owned(), None);
+    if limits.max_headers.get() > schema::MOST_HEADERS {
+        reader.problem("max_headers", format!("must be at most {}", schema::MOST_HEADERS), None);
     }
     if let Some(quarter) = memory.map(|memory| memory / 4).filter(|quarter| *quarter < limits.replay_memory) {
         if written(reader.node(), "replay_memory") {

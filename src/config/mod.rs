@@ -5,6 +5,7 @@ mod checks;
 mod effective;
 mod global;
 mod host;
+pub mod json_schema;
 pub mod layers;
 pub mod load;
 pub mod schema;

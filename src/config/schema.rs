@@ -4,17 +4,23 @@
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-/// What a key holds.
+/// What a key holds. A key without a value is the same as no key, but for [`Kind::Version`] and what routes need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// `250ms`
+    /// The version of the format.
+    Version,
+    /// `250ms`, longer than 0.
     Duration,
+    /// `250ms` or `0`
+    Wait,
     /// `250ms` or `off`
     Clock,
     /// `64KiB`
     Size,
     /// A whole number of at least 1.
     Count,
+    /// A whole number from 1 to this.
+    CountUpTo(u32),
     /// A whole number of at least 1, or `off`.
     CountOrOff,
     /// A number above 0 and at most 1.
@@ -23,12 +29,12 @@ pub enum Kind {
     Boolean,
     /// One of these words.
     Choice(&'static [&'static str]),
-    /// A list of words of a fixed set, or statuses, or methods.
-    Words,
+    /// One of these.
+    One(Item),
+    /// A list of these.
+    List(Item),
     /// A list of ports, or `any`.
     Ports,
-    /// Hosts, origins or addresses: one or a list.
-    Hosts,
     /// `address:port`
     Listen,
     /// `address:port` or `off`
@@ -41,6 +47,35 @@ pub enum Kind {
     Block,
     /// A block of keys, or `off`.
     BlockOrOff,
+    /// A list of blocks: routes.
+    Routes,
+}
+
+/// What a single value, or an item of a list, is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Item {
+    /// A word of `retry.on`, or a status.
+    Event,
+    /// An HTTP method.
+    Method,
+    /// The name of a header.
+    Header,
+    /// A host, a wildcard or an address, with or without a port.
+    HostPattern,
+    /// `https://host:port`
+    Origin,
+    /// A class of addresses, an address or a CIDR.
+    AddressRule,
+    /// A host or an address without a port.
+    ServerName,
+    /// A name in metrics and logs.
+    Name,
+    /// A path, or the start of one with `*`.
+    Path,
+    /// A regular expression.
+    Regex,
+    /// `upstream` or `header:NAME`
+    BucketKey,
 }
 
 impl Kind {
@@ -48,22 +83,69 @@ impl Kind {
     /// fixed set, host or address is no secret.
     pub fn may_be_shown(self) -> bool {
         match self {
-            Kind::Duration
+            Kind::Version
+            | Kind::Duration
+            | Kind::Wait
             | Kind::Clock
             | Kind::Size
             | Kind::Count
+            | Kind::CountUpTo(_)
             | Kind::CountOrOff
             | Kind::Ratio
             | Kind::Boolean
             | Kind::Choice(_)
-            | Kind::Words
             | Kind::Ports
-            | Kind::Hosts
             | Kind::Listen
             | Kind::ListenOrOff
             | Kind::Block
-            | Kind::BlockOrOff => true,
+            | Kind::BlockOrOff
+            | Kind::Routes => true,
+            Kind::One(item) | Kind::List(item) => item.may_be_shown(),
             Kind::Text | Kind::Secret => false,
+        }
+    }
+
+    /// How it is written, in a word or two, as the reference page and editors show it.
+    pub fn form(self) -> String {
+        let quoted = |words: &[&str]| words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ");
+        let form = match self {
+            Kind::Version => "`1`",
+            Kind::Duration => "duration",
+            Kind::Wait => "duration or `0`",
+            Kind::Clock => "duration or `off`",
+            Kind::Size => "size",
+            Kind::Count | Kind::CountUpTo(_) => "whole number",
+            Kind::CountOrOff => "whole number or `off`",
+            Kind::Ratio => "number up to 1",
+            Kind::Boolean => "`true` or `false`",
+            Kind::Choice(words) => return quoted(words),
+            Kind::One(Item::ServerName) => "host",
+            Kind::One(_) | Kind::Text => "text",
+            Kind::List(_) => "list",
+            Kind::Ports => "`any` or a list",
+            Kind::Listen => "`address:port`",
+            Kind::ListenOrOff => "`address:port` or `off`",
+            Kind::Secret => "text, `${file:…}`",
+            Kind::Block => "block",
+            Kind::BlockOrOff => "block or `off`",
+            Kind::Routes => "list of blocks",
+        };
+        form.to_owned()
+    }
+
+    /// Whether a number is text like any other there.
+    pub(crate) fn is_text(self) -> bool {
+        self == Kind::Text || (matches!(self, Kind::One(_) | Kind::List(_)) && !self.may_be_shown())
+    }
+}
+
+impl Item {
+    fn may_be_shown(self) -> bool {
+        match self {
+            Item::Event | Item::Method | Item::HostPattern | Item::Origin | Item::AddressRule | Item::ServerName => {
+                true
+            }
+            Item::Header | Item::Name | Item::Path | Item::Regex | Item::BucketKey => false,
         }
     }
 }
@@ -103,12 +185,15 @@ const fn key(scope: Scope, path: &'static str, kind: Kind, about: &'static str) 
 use Kind::*;
 use Scope::{Policy, Route, Shared, Top, Upstream};
 
+/// Most fields that one head may be allowed to have.
+pub const MOST_HEADERS: u32 = 10_000;
+
 /// Words that are kept for a later version, at the top of the file, in `defaults` and in upstreams.
 pub const RESERVED: &[&str] = &["fallback", "cache", "outbox", "credentials", "presets", "intercept", "webhooks"];
 
 /// Every key.
 pub const KEYS: &[Key] = &[
-    key(Top, "version", Choice(&["1"]), "The version of this format."),
+    key(Top, "version", Version, "The version of this format."),
     key(Top, "listeners", Block, "Where apps and operators connect."),
     key(Top, "listeners.proxy", Listen, "Where `HTTP_PROXY` and `HTTPS_PROXY` point; also routes by the Host header."),
     key(Top, "listeners.admin", ListenOrOff, "Control."),
@@ -127,7 +212,7 @@ pub const KEYS: &[Key] = &[
     key(
         Top,
         "egress.deny",
-        Hosts,
+        List(Item::AddressRule),
         "Address classes and CIDRs that are never dialled; what is written adds to the built-in three.",
     ),
     key(Top, "egress.connect_ports", Ports, "Ports that CONNECT may name."),
@@ -140,7 +225,7 @@ pub const KEYS: &[Key] = &[
     key(Top, "limits", Block, "Bounds."),
     key(Top, "limits.max_connections", Count, "Connections of apps."),
     key(Top, "limits.max_header_bytes", Size, "Of one head, an app's or an upstream's; 1KiB to 16MiB."),
-    key(Top, "limits.max_headers", Count, "Fields of one head."),
+    key(Top, "limits.max_headers", CountUpTo(MOST_HEADERS), "Fields of one head."),
     key(Top, "limits.header_timeout", Duration, "How long an app may take to send a head."),
     key(
         Top,
@@ -161,13 +246,13 @@ pub const KEYS: &[Key] = &[
     key(
         Upstream,
         "hosts",
-        Hosts,
+        List(Item::HostPattern),
         "What apps ask for: `api.x.com`, `api.x.com:8443`, `*.x.com` (any depth below, not `x.com` itself), addresses.",
     ),
     key(
         Upstream,
         "to",
-        Hosts,
+        List(Item::Origin),
         "Where it leads: origins such as `https://api.x.com`. Left out: to the host asked for, by `scheme`.",
     ),
     key(Upstream, "scheme", Choice(&["https", "http", "same"]), "Where `to` is left out."),
@@ -178,13 +263,23 @@ pub const KEYS: &[Key] = &[
         "A port of its own, for SDKs that only take a base URL; needs `to` or one exact host.",
     ),
     key(Upstream, "https", Choice(&["tunnel", "deny"]), "What CONNECT does."),
-    key(Upstream, "allow_addresses", Hosts, "Classes or CIDRs that `egress.deny` forbids and this upstream may use."),
-    key(Upstream, "routes", Block, "A list; the first match wins; each may carry any policy block."),
-    key(Route, "name", Text, "The name used in metrics and logs: a-z, 0-9 and `-`."),
+    key(
+        Upstream,
+        "allow_addresses",
+        List(Item::AddressRule),
+        "Classes or CIDRs that `egress.deny` forbids and this upstream may use.",
+    ),
+    key(Upstream, "routes", Routes, "A list; the first match wins; each may carry any policy block."),
+    key(Route, "name", One(Item::Name), "The name used in metrics and logs: a-z, 0-9 and `-`."),
     key(Route, "match", Block, "Which requests."),
-    key(Route, "match.methods", Words, "Methods; any where left out."),
-    key(Route, "match.path", Text, "The raw path without query: exact, or `/v1/*` for all that starts with `/v1/`."),
-    key(Route, "match.path_regex", Text, "A regular expression for the whole path, instead of `path`."),
+    key(Route, "match.methods", List(Item::Method), "Methods; any where left out."),
+    key(
+        Route,
+        "match.path",
+        One(Item::Path),
+        "The raw path without query: exact, or `/v1/*` for all that starts with `/v1/`.",
+    ),
+    key(Route, "match.path_regex", One(Item::Regex), "A regular expression for the whole path, instead of `path`."),
     key(Policy, "timeouts", BlockOrOff, "The clocks; each may be off."),
     key(Policy, "timeouts.connect", Clock, "One connection set-up: DNS, TCP over all addresses, TLS."),
     key(Policy, "timeouts.attempt", Clock, "One attempt, from its slot to response headers."),
@@ -193,19 +288,34 @@ pub const KEYS: &[Key] = &[
     key(Policy, "timeouts.tunnel_idle", Clock, "Silence in tunnels, WebSockets and other upgraded streams."),
     key(Policy, "retry", BlockOrOff, "Whether and when a request is sent again."),
     key(Policy, "retry.max_attempts", Count, "The first one included; 1 switches retries off."),
-    key(Policy, "retry.on", Words, "`connect_failure`, `reset`, `timeout`, statuses from 400 to 599, `4xx`, `5xx`."),
-    key(Policy, "retry.methods", Words, "Methods that may be repeated after the upstream may have seen the request."),
-    key(Policy, "retry.idempotency_headers", Text, "A request with one of these may be retried whatever its method."),
+    key(
+        Policy,
+        "retry.on",
+        List(Item::Event),
+        "`connect_failure`, `reset`, `timeout`, statuses from 400 to 599, `4xx`, `5xx`.",
+    ),
+    key(
+        Policy,
+        "retry.methods",
+        List(Item::Method),
+        "Methods that may be repeated after the upstream may have seen the request.",
+    ),
+    key(
+        Policy,
+        "retry.idempotency_headers",
+        List(Item::Header),
+        "A request with one of these may be retried whatever its method.",
+    ),
     key(
         Policy,
         "retry.generate_idempotency_key",
         Boolean,
         "POST and PATCH without a key get one, the same in all attempts.",
     ),
-    key(Policy, "retry.backoff", Block, "Exponential with full jitter."),
-    key(Policy, "retry.backoff.base", Duration, "Upper bound of the first wait; 0 doesn't wait."),
+    key(Policy, "retry.backoff", BlockOrOff, "Exponential with full jitter."),
+    key(Policy, "retry.backoff.base", Wait, "Upper bound of the first wait; 0 doesn't wait."),
     key(Policy, "retry.backoff.max", Duration, "Upper bound of any wait."),
-    key(Policy, "retry.max_retry_after", Duration, "Longest Retry-After that is waited for; 0 waits for none."),
+    key(Policy, "retry.max_retry_after", Wait, "Longest Retry-After that is waited for; 0 waits for none."),
     key(Policy, "retry.budget", BlockOrOff, "Bounds retries over 10 s."),
     key(Policy, "retry.budget.ratio", Ratio, "Retries as a share of requests."),
     key(Policy, "retry.budget.min_per_second", Count, "A floor, times 10 s."),
@@ -216,7 +326,7 @@ pub const KEYS: &[Key] = &[
     key(Policy, "circuit_breaker.failure_rate.threshold", Ratio, "The share at which it opens."),
     key(Policy, "circuit_breaker.failure_rate.window", Duration, "Over this long."),
     key(Policy, "circuit_breaker.failure_rate.min_requests", Count, "And at least so many attempts."),
-    key(Policy, "circuit_breaker.failures", Words, "What counts as a failure: the words of `retry.on`."),
+    key(Policy, "circuit_breaker.failures", List(Item::Event), "What counts as a failure: the words of `retry.on`."),
     key(Policy, "circuit_breaker.slow_after", Clock, "An attempt without response headers by then is a failure."),
     key(
         Policy,
@@ -230,11 +340,11 @@ pub const KEYS: &[Key] = &[
     key(Policy, "rate_limit.requests", Count, "Tokens added…"),
     key(Policy, "rate_limit.per", Duration, "…in this time."),
     key(Policy, "rate_limit.burst", Count, "Bucket size; left out: `requests`."),
-    key(Policy, "rate_limit.max_wait", Duration, "How long a request waits for a token; 0 rejects at once."),
+    key(Policy, "rate_limit.max_wait", Wait, "How long a request waits for a token; 0 rejects at once."),
     key(
         Policy,
         "rate_limit.key",
-        Text,
+        One(Item::BucketKey),
         "`upstream`, or `header:NAME` for a bucket of each value (the 10,000 used last are kept).",
     ),
     key(
@@ -246,7 +356,7 @@ pub const KEYS: &[Key] = &[
     key(Policy, "concurrency", BlockOrOff, "Slots and a queue; off unless `max_in_flight` is written."),
     key(Policy, "concurrency.max_in_flight", Count, "Slots."),
     key(Policy, "concurrency.max_queue", Count, "How many may wait for one."),
-    key(Policy, "concurrency.max_wait", Duration, "How long they wait; 0 rejects at once."),
+    key(Policy, "concurrency.max_wait", Wait, "How long they wait; 0 rejects at once."),
     key(Shared, "connections", Block, "The connection pool of one upstream."),
     key(Shared, "connections.max", Count, "Connections, upgraded streams included, tunnels not."),
     key(Shared, "connections.max_idle", Count, "How many idle ones are kept."),
@@ -262,7 +372,7 @@ pub const KEYS: &[Key] = &[
     key(Shared, "tls.ca_file", Text, "Whom to trust, PEM; left out: the system's roots."),
     key(Shared, "tls.client_cert", Text, "Client certificate, PEM, leaf first."),
     key(Shared, "tls.client_key", Text, "Its private key, PEM."),
-    key(Shared, "tls.server_name", Hosts, "Instead of the host, in SNI and verification only."),
+    key(Shared, "tls.server_name", One(Item::ServerName), "Instead of the host, in SNI and verification only."),
     key(Shared, "tls.min_version", Choice(&["1.2", "1.3"]), "The lowest TLS version."),
 ];
 

@@ -17,6 +17,8 @@ use crate::document::{Place, Reader};
 use crate::origin::Scheme;
 use crate::policy::{policies, retry};
 
+/// Of upstreams and routes. Characters.
+pub(crate) const LONGEST_NAME: usize = 63;
 /// Compiled size of one `path_regex`. Bytes.
 const REGEX_SIZE: usize = 1 << 20;
 
@@ -82,19 +84,19 @@ pub(crate) struct Seen {
 /// Whether the text can be a name in metrics: `[a-z0-9-]`, at most 63.
 pub(crate) fn name_problem(name: &str) -> Option<(String, String)> {
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    if !name.is_empty() && name.len() <= 63 && name.bytes().all(allowed) {
+    if !name.is_empty() && name.len() <= LONGEST_NAME && name.bytes().all(allowed) {
         return None;
     }
     let mut suggestion: String = name
         .chars()
         .map(|c| c.to_ascii_lowercase())
         .map(|c| if c.is_ascii() && allowed(c as u8) { c } else { '-' })
-        .take(63)
+        .take(LONGEST_NAME)
         .collect();
     if suggestion.trim_matches('-').is_empty() {
         suggestion = "name".to_owned();
     }
-    let message = "a name has a-z, 0-9 and `-` only, and at most 63 of them".to_owned();
+    let message = format!("a name has a-z, 0-9 and `-` only, and at most {LONGEST_NAME} of them");
     Some((message, format!("write `{suggestion}`")))
 }
 

@@ -1,5 +1,7 @@
 //! What a result is called.
 
+use std::ops::RangeInclusive;
+
 use http::{HeaderMap, StatusCode};
 
 use crate::error::{Error, Origin, Sent};
@@ -79,6 +81,8 @@ pub struct Events {
 impl Events {
     /// The words besides statuses, for "did you mean".
     pub const WORDS: &[&str] = &["connect_failure", "reset", "timeout", "4xx", "5xx"];
+    /// The statuses that can be listed.
+    pub const STATUSES: RangeInclusive<u16> = 400..=599;
 
     /// Whether a failed attempt is in the set. A reset before a byte was sent is as good as a failure to connect.
     pub fn contains_error(&self, error: &Error) -> bool {
@@ -114,7 +118,7 @@ impl Events {
             "4xx" => (400..500).for_each(|status| self.add_status(status)),
             "5xx" => (500..600).for_each(|status| self.add_status(status)),
             _ => match word.parse::<u16>() {
-                Ok(status) if (400..600).contains(&status) => self.add_status(status),
+                Ok(status) if Events::STATUSES.contains(&status) => self.add_status(status),
                 Ok(_) | Err(_) => {
                     return Err(format!(
                         "`{word}` is not connect_failure, reset, timeout, 4xx, 5xx or a status from 400 to 599"

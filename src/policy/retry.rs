@@ -58,6 +58,9 @@ impl Settings {
     }
 }
 
+/// The methods of RFC 9110 and RFC 5789 that an upstream may be asked by, for proposals; any other is taken too.
+pub const METHODS: &[&str] = &["GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE", "POST", "PATCH", "CONNECT"];
+
 /// Reads a method as a configuration writes it.
 ///
 /// # Errors

@@ -233,8 +233,10 @@ fn certificates_and_keys_are_checked_to_belong_together() {
 fn every_key_of_the_table_is_a_setting_and_is_in_the_reference_page() {
     let page = include_str!("../../docs/configuration.md");
     for key in schema::KEYS {
-        assert!(page.contains(&format!("| `{}` |", key.path)), "{} is not in docs/configuration.md", key.path);
-        assert!(page.contains(key.about), "docs/configuration.md says something else of {}", key.path);
+        let row = page.lines().find(|line| line.starts_with(&format!("| `{}` |", key.path)));
+        let row = row.unwrap_or_else(|| panic!("{} is not in docs/configuration.md", key.path));
+        let end = format!("| {} | {} |", key.kind.form(), key.about);
+        assert!(row.ends_with(&end), "docs/configuration.md should say of {}: … {end}", key.path);
     }
 }
 

@@ -4,11 +4,14 @@
 mod admin;
 mod bodies;
 mod config;
+mod configmap;
 mod hangups;
 mod inject;
 mod limits;
 mod operator;
 mod reload;
+mod schema;
+mod shell;
 mod shutdown;
 mod smuggling;
 mod support;

@@ -23,6 +23,11 @@ pub(crate) fn start(yaml: &str) -> Rig {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("outrigger.yaml");
     std::fs::write(&path, yaml).unwrap();
+    start_at(dir, path)
+}
+
+/// Starts with the file that is there; the directory lives as long as the proxy.
+pub(crate) fn start_at(dir: TempDir, path: PathBuf) -> Rig {
     let loaded = load::load(&path, load::Options::default()).unwrap();
     let config = loaded.config.unwrap_or_else(|| panic!("{:#?}", loaded.problems));
     Rig { app: App::start(config, path.clone()).unwrap(), path, _dir: dir }
