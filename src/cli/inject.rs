@@ -25,7 +25,7 @@ pub(crate) struct Options {
     /// Lead only this container to Outrigger (may be given several times); without it, all of them.
     #[arg(long = "container", value_name = "NAME")]
     containers: Vec<String>,
-    /// Hosts that don't go through Outrigger, besides localhost and the cluster's own (commas between them).
+    /// Hosts that don't go through Outrigger, besides the cluster's own (commas between them).
     #[arg(long, value_name = "HOSTS", value_delimiter = ',', value_parser = exempt_host)]
     no_proxy: Vec<String>,
     /// Replace proxy variables that the app sets itself; without it they are left, with a warning.
@@ -41,6 +41,11 @@ pub(crate) struct Options {
 
 /// What its help ends with.
 pub(crate) const HELP: &str = "\
+Knows Deployment, StatefulSet, DaemonSet, ReplicaSet, ReplicationController, Job, CronJob, Pod
+and lists of them; other kinds pass through. A pod template with the annotation
+`outrigger.dev/inject: \"false\"` is left alone. What was done is said on standard error. Doing it
+again changes nothing; other options change what was put in.
+
 Examples:
   kubectl get deploy web -o yaml | outrigger inject --config-map web-egress | kubectl apply -f -
   helm template shop ./chart | outrigger inject --container shop > shop.yaml

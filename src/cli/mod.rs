@@ -37,10 +37,6 @@ enum Command {
     #[command(after_help = check::HELP)]
     Check(check::Options),
     /// Adds the sidecar to Kubernetes manifests, and changes nothing else in them.
-    ///
-    /// Knows Deployment, StatefulSet, DaemonSet, ReplicaSet, ReplicationController, Job, CronJob, Pod and lists of them; other
-    /// kinds pass through. A pod template with the annotation `outrigger.dev/inject: "false"` is left alone.
-    /// What was done is said on standard error. Doing it again changes nothing, other options change what was put in.
     #[command(after_help = inject::HELP)]
     Inject(inject::Options),
     /// Prints the JSON Schema of the configuration, by which editors propose and check settings.
