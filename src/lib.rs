@@ -11,6 +11,7 @@
 //! | [`upstream`] | the routing table, connection pool, DNS, TLS, egress rules |
 //! | [`proxy`] | listeners, HTTP hygiene, tunnels, upgrades, and the answers that Outrigger gives itself |
 //! | [`admin`] | control and probe endpoints |
+//! | [`inject`] | Kubernetes manifests with the sidecar added; knows nothing of the proxy |
 //! | [`explain`] | what the proxy would do with a request, and why; asks the rooms above, and sends nothing |
 //! | [`telemetry`] | metrics, access log, logging, what is noted for spans |
 //! | `otlp` | spans on their way to a collector; with the cargo feature of that name |
@@ -29,6 +30,7 @@ pub mod demo;
 pub mod document;
 pub mod error;
 pub mod explain;
+pub mod inject;
 pub mod message;
 pub mod origin;
 #[cfg(feature = "otlp")]

@@ -4,6 +4,7 @@ mod check;
 mod completions;
 mod demo;
 mod explain;
+mod inject;
 mod man;
 pub mod run;
 mod schema;
@@ -47,6 +48,9 @@ enum Command {
     /// Says what would happen to a request, and why, without sending it.
     #[command(after_help = explain::HELP)]
     Explain(explain::Options),
+    /// Adds the sidecar to Kubernetes manifests, and changes nothing else in them.
+    #[command(after_help = inject::HELP)]
+    Inject(inject::Options),
     /// Prints the JSON Schema of the configuration, by which editors propose and check settings.
     #[command(after_help = schema::HELP)]
     Schema,
@@ -82,6 +86,7 @@ pub fn main() -> ExitCode {
         Command::Check(options) => check::check(&options),
         Command::Demo(options) => demo::demo(&options),
         Command::Explain(options) => explain::explain(&options),
+        Command::Inject(options) => inject::inject(&options),
         Command::Schema => schema::schema(),
         Command::Completions(options) => completions::completions(&options, Cli::command()),
         Command::Man(options) => man::man(&options, Cli::command()),

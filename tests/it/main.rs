@@ -9,6 +9,7 @@ mod explain;
 mod docs;
 mod demo;
 mod hangups;
+mod inject;
 mod limits;
 mod operator;
 mod recipes;
