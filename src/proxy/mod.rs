@@ -41,6 +41,7 @@ use crate::proxy::unwind::CatchUnwind;
 use crate::shared::Shared;
 use crate::shutdown::Drain;
 use crate::telemetry::access::AccessLog;
+use crate::telemetry::failures::Failures;
 use crate::telemetry::metrics::{Limit, Metrics};
 use crate::upstream::table::Table;
 use crate::upstream::transport::UpstreamBody;
@@ -56,6 +57,8 @@ pub struct Proxy {
     pub drain: Arc<Drain>,
     /// Process-wide counters.
     pub metrics: Arc<Metrics>,
+    /// The last requests that failed.
+    pub failures: Failures,
     /// Connections of apps, over all listeners.
     connections: AtomicUsize,
 }
@@ -68,7 +71,14 @@ impl Proxy {
         drain: Arc<Drain>,
         metrics: Arc<Metrics>,
     ) -> Arc<Proxy> {
-        Arc::new(Proxy { table, access, drain, metrics, connections: AtomicUsize::new(0) })
+        Arc::new(Proxy {
+            table,
+            access,
+            drain,
+            metrics,
+            failures: Failures::default(),
+            connections: AtomicUsize::new(0),
+        })
     }
 
     /// Connections of apps now, over all listeners.

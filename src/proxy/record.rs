@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::{Method, Uri};
 use tokio::time::Instant;
@@ -15,7 +15,8 @@ use crate::proxy::respond::Progress;
 use crate::proxy::target::Target;
 use crate::shutdown::InFlight;
 use crate::telemetry::access::Line;
-use crate::telemetry::report::{Gauge, Rejected, Skipped};
+use crate::telemetry::failures::Failure;
+use crate::telemetry::report::{self, Gauge, Rejected, Skipped};
 use crate::upstream::table::Table;
 use crate::upstream::{Lane, Upstream};
 
@@ -154,28 +155,55 @@ impl Record {
         let bytes_out = exchange.bytes_out.load(Ordering::Relaxed);
         self.lane.report.request(&self.method, status, self.took.unwrap_or(total));
         self.upstream.report.bytes(bytes_in, bytes_out);
+        let failed = error.is_some() || report::failed(status);
+        if matches!(self.end, End::Broken(..)) && !report::failed(status) {
+            self.lane.report.broke();
+        }
         let access = self.proxy.access.load();
-        if !access.wants(status, error.is_some()) {
+        let wanted = access.wants(status, error.is_some());
+        if !failed && !wanted {
+            return;
+        }
+        let host = self.target.as_ref().map(Target::authority).unwrap_or_default();
+        let detail = error.map(Error::to_string);
+        // What stands in for a head that could not be read is nothing that the app said.
+        let unread = self.method.as_str() == REFUSED_METHOD;
+        let method = if unread { "" } else { self.method.as_str() };
+        let path = if unread || self.method == Method::CONNECT {
+            ""
+        } else {
+            self.uri.path_and_query().map_or("", |path| path.as_str())
+        };
+        let progress = self.progress();
+        if failed {
+            self.proxy.failures.note(Failure {
+                at: SystemTime::now(),
+                upstream: self.upstream.name.clone(),
+                route: self.lane.route.clone(),
+                method: method.to_owned(),
+                host: host.clone(),
+                path: access.path(path),
+                status,
+                error: error.map(Error::code),
+                detail: detail.clone(),
+                attempts: progress.attempts,
+                no_retry: progress.no_retry,
+                total,
+                trace: self.trace,
+            });
+        }
+        if !wanted {
             return;
         }
         let nanos = |counter: &std::sync::atomic::AtomicU64| Duration::from_nanos(counter.load(Ordering::Relaxed));
         let first_byte = nanos(&exchange.first_byte);
-        let detail = error.map(Error::to_string);
         let trace = format!("{:032x}", self.trace);
-        let host = self.target.as_ref().map(Target::authority).unwrap_or_default();
-        let progress = self.progress();
-        // What stands in for a head that could not be read is nothing that the app said.
-        let unread = self.method.as_str() == REFUSED_METHOD;
         access.write(&Line {
             upstream: progress.upstream,
             route: progress.route,
-            method: if unread { "" } else { self.method.as_str() },
+            method,
             host: &host,
-            path: if unread || self.method == Method::CONNECT {
-                ""
-            } else {
-                self.uri.path_and_query().map_or("", |path| path.as_str())
-            },
+            path,
             status,
             error: error.map(Error::code),
             detail: detail.as_deref(),

@@ -88,16 +88,23 @@ impl AccessLog {
         }
     }
 
+    /// Path and query as they are shown; `None` where `path` is `off`.
+    pub fn path(&self, target: &str) -> Option<String> {
+        match self.path {
+            config::LogPath::Masked => Some(shown(target, true)),
+            config::LogPath::Full => Some(shown(target, false)),
+            config::LogPath::Off => None,
+        }
+    }
+
     fn format(&self, line: &Line<'_>) -> String {
         let mut out = line::Line::new(self.json, "INFO", "request");
         out.text("upstream", line.upstream);
         out.text("route", line.route);
         out.text("method", line.method);
         out.text("host", line.host);
-        match self.path {
-            config::LogPath::Masked => out.text("path", &shown(line.path, true)),
-            config::LogPath::Full => out.text("path", &shown(line.path, false)),
-            config::LogPath::Off => {}
+        if let Some(path) = self.path(line.path) {
+            out.text("path", &path);
         }
         out.number("status", line.status);
         out.optional("error", line.error);
