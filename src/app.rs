@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::admin::live;
 use crate::config::Config;
 use crate::proxy::Proxy;
 use crate::reload::{Cause, Place, Reloader, Status};
@@ -38,6 +39,7 @@ impl App {
         let reloader = Reloader::first(config, path, logging, make, &metrics)?;
         metrics.configured(true);
         reloader.serve();
+        tokio::spawn(live::run(reloader.admin()));
         for (place, address) in reloader.addresses().iter() {
             tracing::debug!(setting = place.setting(), %address, "listening");
         }

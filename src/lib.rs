@@ -10,8 +10,8 @@
 //! | [`policy`] | timeouts, retry, breaker, rate limit, concurrency, and their order; knows no sockets and no files |
 //! | [`upstream`] | the routing table, connection pool, DNS, TLS, egress rules |
 //! | [`proxy`] | listeners, HTTP hygiene, tunnels, upgrades, and the answers that Outrigger gives itself |
-//! | [`admin`] | control and probe endpoints |
-//! | [`telemetry`] | metrics, access log, logging |
+//! | [`admin`] | the dashboard, control and probe endpoints |
+//! | [`telemetry`] | metrics, access log, logging, the last minutes and failures |
 //! | [`app`], [`reload`], [`shutdown`] | composition root, the only writer of the live table, drain |
 //!
 //! `main → cli → app → {proxy, admin, reload} → upstream → policy`; `config → policy settings`;

@@ -4,6 +4,7 @@
 mod admin;
 mod bodies;
 mod config;
+mod dashboard;
 mod hangups;
 mod limits;
 mod operator;
