@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
+use crate::admin::live;
 use crate::config::Config;
 use crate::proxy::Proxy;
 use crate::reload::{Cause, Place, Reloader, Source, Status};
@@ -62,6 +63,7 @@ impl App {
             let _ = reloader.proxy().tracer.set(tracer);
         }
         reloader.serve();
+        tokio::spawn(live::run(reloader.admin()));
         for (place, address) in reloader.addresses().iter() {
             tracing::debug!(setting = place.setting(), %address, "listening");
         }

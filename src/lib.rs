@@ -10,10 +10,10 @@
 //! | [`policy`] | timeouts, retry, breaker, rate limit, concurrency, and their order; knows no sockets and no files |
 //! | [`upstream`] | the routing table, connection pool, DNS, TLS, egress rules |
 //! | [`proxy`] | listeners, HTTP hygiene, tunnels, upgrades, and the answers that Outrigger gives itself |
-//! | [`admin`] | control and probe endpoints |
+//! | [`admin`] | the dashboard, control and probe endpoints |
 //! | [`inject`] | Kubernetes manifests with the sidecar added; knows nothing of the proxy |
 //! | [`explain`] | what the proxy would do with a request, and why; asks the rooms above, and sends nothing |
-//! | [`telemetry`] | metrics, access log, logging, what is noted for spans |
+//! | [`telemetry`] | metrics, access log, logging, the last minutes and failures, what is noted for spans |
 //! | `otlp` | spans on their way to a collector; with the cargo feature of that name |
 //! | [`app`], [`reload`], [`shutdown`] | composition root, the only writer of the live table, drain |
 //! | [`demo`] | the self-running demonstration, and the misbehaving upstream that tests use too |

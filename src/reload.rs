@@ -3,6 +3,7 @@
 
 mod changes;
 mod listeners;
+mod past;
 mod source;
 mod status;
 
@@ -15,10 +16,12 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 pub use listeners::Place;
+pub use past::Past;
 pub use source::Source;
 pub(crate) use status::warn;
 pub use status::{Cause, Status};
 
+use crate::admin::live::Live;
 use crate::admin::{self, Admin, Surface};
 use crate::config::Config;
 use crate::config::watch::Watch;
@@ -42,6 +45,9 @@ pub struct Reloader {
     replay: Arc<ReplayMemory>,
     logging: Option<Logging>,
     last: Shared<Status>,
+    past: Past,
+    /// What the dashboard shows besides.
+    live: Arc<Live>,
     /// Where it listens now.
     addresses: Shared<Vec<(Place, SocketAddr)>>,
     /// Held by whoever changes the world, so that changes come one after the other.
@@ -85,12 +91,16 @@ impl Reloader {
         let access = access(&config, logging.as_ref());
         let proxy = make(Arc::new(Shared::new(Arc::new(table))), Arc::new(Shared::new(Arc::new(access))));
         let (listeners, _) = plan.settle();
+        let (start, past) = (Status::start(), Past::default());
+        past.note(&start);
         Ok(Arc::new(Reloader {
             source,
             proxy,
             replay,
             logging,
-            last: Shared::new(Arc::new(Status::start())),
+            last: Shared::new(Arc::new(start)),
+            past,
+            live: Arc::default(),
             addresses: Shared::new(Arc::new(listeners.all())),
             world: Mutex::new(World { listeners, watch: Some(Watch::new(config.files.clone())) }),
         }))
@@ -127,6 +137,23 @@ impl Reloader {
     /// How the last reload went.
     pub fn last(&self) -> Arc<Status> {
         self.last.load()
+    }
+
+    /// How the last ones went.
+    pub fn past(&self) -> &Past {
+        &self.past
+    }
+
+    /// What `admin` shows and orders.
+    pub(crate) fn admin(self: &Arc<Self>) -> Arc<Admin> {
+        Arc::new(Admin {
+            table: self.proxy.table.clone(),
+            metrics: self.proxy.metrics.clone(),
+            replay: self.replay.clone(),
+            drain: self.proxy.drain.clone(),
+            reloader: self.clone(),
+            live: self.live.clone(),
+        })
     }
 
     /// Does something to the table while no reload is under way.
@@ -180,6 +207,7 @@ impl Reloader {
         if news {
             status.tell(&self.last.load());
             self.proxy.metrics.reload(status.took_effect());
+            self.past.note(&status);
             self.last.store(status.clone());
         }
         status
@@ -250,13 +278,7 @@ impl Reloader {
             Place::Upstream(name) => Entry::Upstream(name.clone()),
             Place::Admin | Place::Probes => {
                 let surface = if *bound.place() == Place::Admin { Surface::Admin } else { Surface::Probes };
-                let admin = Arc::new(Admin {
-                    table: self.proxy.table.clone(),
-                    metrics: self.proxy.metrics.clone(),
-                    replay: self.replay.clone(),
-                    drain: self.proxy.drain.clone(),
-                    reloader: self.clone(),
-                });
+                let admin = self.admin();
                 tokio::spawn(admin::serve(socket, surface, admin, stop));
                 return;
             }

@@ -1,25 +1,30 @@
 //! The JSON that `admin` shows and takes.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
+use super::live::Live;
 use super::scrape::{connections, lanes};
 use crate::config::HostPattern;
 use crate::policy::breaker::Override;
+use crate::telemetry::failures::Failure;
+use crate::telemetry::history::{self, History, Percentiles, Recent, Sample};
+use crate::telemetry::report::Skipped;
 use crate::upstream::Upstream;
 use crate::upstream::table::Table;
 
 /// Every upstream, in the order of the file, `unmatched` last.
-pub(super) fn upstreams(table: &Table, draining: bool, now: Instant) -> Value {
-    let all = table.upstreams.iter().chain([&table.unmatched]).map(|one| upstream(one, now));
+pub(super) fn upstreams(table: &Table, live: &Live, draining: bool, now: Instant) -> Value {
+    let all = table.all().map(|one| upstream(one, live, now));
     json!({"draining": draining, "upstreams": all.collect::<Vec<_>>()})
 }
 
 /// One upstream. Durations are in milliseconds; a lane is the upstream's own policies (`route` is empty) or a route's.
-pub(super) fn upstream(upstream: &Upstream, now: Instant) -> Value {
+pub(super) fn upstream(upstream: &Upstream, live: &Live, now: Instant) -> Value {
     let config = upstream.config.as_ref();
     let at_once = upstream.report.now();
     let connections = connections(upstream);
@@ -39,7 +44,9 @@ pub(super) fn upstream(upstream: &Upstream, now: Instant) -> Value {
             "circuit": circuit,
             "retry_budget_remaining": status.budget_remaining,
             "tokens": status.tokens,
+            "burst": status.burst,
             "paused_ms": status.paused_for.map(millis),
+            "slots": status.slots,
             "slots_taken": status.in_flight,
             "queued": status.queued,
         })
@@ -56,8 +63,89 @@ pub(super) fn upstream(upstream: &Upstream, now: Instant) -> Value {
             "active": connections.active,
             "idle": connections.idle,
             "connecting": connections.connecting,
+            "max": upstream.transport.settings().connections.max,
         },
+        "recent": recent(&live.recent(upstream, now)),
         "lanes": lanes.collect::<Vec<_>>(),
+    })
+}
+
+fn recent(recent: &Recent) -> Value {
+    let counts = &recent.counts;
+    let side = |count: u32, failed: u32, judged: u32, took: &Percentiles| {
+        json!({
+            "count": count,
+            "failed": failed,
+            "success": (judged > 0).then(|| 1.0 - (f64::from(failed) / f64::from(judged)).min(1.0)).map(digits),
+            "p50_ms": took.p50.map(digits),
+            "p95_ms": took.p95.map(digits),
+            "p99_ms": took.p99.map(digits),
+        })
+    };
+    let judged = counts.requests.saturating_sub(counts.gone);
+    json!({
+        "requests_per_second": digits(recent.requests_per_second),
+        "attempts_per_second": digits(recent.attempts_per_second),
+        "retries_per_second": digits(recent.retries_per_second),
+        "retries": counts.retries,
+        "hung_up": counts.gone,
+        "app": side(counts.requests, counts.failed, judged, &recent.app),
+        "upstream": side(counts.attempts, counts.attempts_failed, counts.attempts, &recent.upstream),
+    })
+}
+
+/// Four digits behind the point are enough for anybody.
+fn digits(value: f64) -> f64 {
+    (value * 10_000.0).round() / 10_000.0
+}
+
+/// The samples of every upstream that has any: for each kind of number a list, oldest first, that ends with sample `taken`.
+pub(super) fn history<'a>(history: &History, names: impl Iterator<Item = &'a Arc<str>>, last: usize) -> Value {
+    let mut all = Map::new();
+    for name in names {
+        let skip = history.samples(name).count().saturating_sub(last);
+        let list = |of: &dyn Fn(&Sample) -> Value| history.samples(name).skip(skip).map(of).collect::<Vec<_>>();
+        let requests = list(&|sample| sample.requests.into());
+        if requests.is_empty() {
+            continue;
+        }
+        let samples = json!({
+            "requests": requests,
+            "failed": list(&|sample| sample.failed.into()),
+            "hung_up": list(&|sample| sample.gone.into()),
+            "attempts": list(&|sample| sample.attempts.into()),
+            "attempts_failed": list(&|sample| sample.attempts_failed.into()),
+            "retries": list(&|sample| sample.retries.into()),
+            "p95_ms": list(&|sample| sample.p95.map(|millis| digits(f64::from(millis))).into()),
+            "standing": list(&|sample| (sample.standing as u8).into()),
+        });
+        all.insert(name.to_string(), samples);
+    }
+    let interval = millis(history::INTERVAL);
+    json!({"interval_ms": interval, "kept": history::SAMPLES, "taken": history.taken(), "upstreams": all})
+}
+
+/// Failures with their numbers, newest first.
+pub(super) fn failures(failures: &[(u64, Arc<Failure>)]) -> Vec<Value> {
+    failures.iter().rev().map(|(number, failure)| one_failure(*number, failure)).collect()
+}
+
+fn one_failure(number: u64, failure: &Failure) -> Value {
+    json!({
+        "number": number,
+        "at_ms": millis(failure.at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()),
+        "upstream": &*failure.upstream,
+        "route": &*failure.route,
+        "method": failure.method,
+        "host": failure.host,
+        "path": failure.path,
+        "status": failure.status,
+        "error": failure.error,
+        "detail": failure.detail,
+        "attempts": failure.attempts,
+        "no_retry": failure.no_retry.map(Skipped::as_str),
+        "total_ms": millis(failure.total),
+        "trace_id": format!("{:032x}", failure.trace),
     })
 }
 

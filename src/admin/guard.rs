@@ -37,8 +37,10 @@ pub(super) fn host(headers: &HeaderMap, uri: &http::Uri, local: SocketAddr) -> R
 
 /// What changes something must come from a page of our own, or from no page at all.
 pub(super) fn same_origin(headers: &HeaderMap) -> Result<(), Refusal> {
-    let refusal =
-        Refusal { status: StatusCode::FORBIDDEN, text: "a web page of another origin may not change anything here" };
+    let refusal = Refusal {
+        status: StatusCode::FORBIDDEN,
+        text: "a web page of another origin may neither change anything here nor listen",
+    };
     // Browsers say on their own account where a request comes from.
     match headers.get("sec-fetch-site").map(HeaderValue::as_bytes) {
         None | Some(b"same-origin" | b"none") => {}

@@ -5,27 +5,37 @@
 //! | `GET /livez` | 200 as long as the process can answer, also while it drains |
 //! | `GET /readyz` | 200 once listeners accept, 503 while it drains; upstreams don't matter |
 //! | `GET /metrics` | Prometheus |
-//! | `GET /` | a list of these |
+//! | `GET /` | the dashboard, a page without data |
+//! | `GET /api` | a list of these |
 //! | `GET /api/upstreams` | the state of every upstream |
+//! | `GET /api/history` | samples of the last 15 minutes |
+//! | `GET /api/failures` | the last requests that failed |
+//! | `GET /api/events` | all of it as server-sent events: `state` once, then `tick` each second |
 //! | `POST /api/upstreams/NAME/circuit` | `{"state": "open"\|"closed"\|"auto"}` |
 //! | `GET /config` | the effective configuration, secrets hidden |
 //! | `POST /reload` | what changed, or every problem |
 //! | `GET /api/reload` | how the last reload went |
+//! | `GET /api/reloads` | how the last ones went |
 
 mod api;
 mod certificate;
 mod guard;
+pub(crate) mod live;
+mod page;
 mod scrape;
+mod stream;
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, WWW_AUTHENTICATE, X_CONTENT_TYPE_OPTIONS};
+use http::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, RETRY_AFTER, WWW_AUTHENTICATE,
+    X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
+};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Either, Full, Limited};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -36,11 +46,15 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use live::Live;
+use stream::{Events, Link};
+
 use crate::policy::breaker::Override;
 use crate::policy::replay::ReplayMemory;
 use crate::reload::{Cause, Reloader};
 use crate::shared::Shared;
 use crate::shutdown::Drain;
+use crate::telemetry::history::SAMPLES;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::Upstream;
 use crate::upstream::table::Table;
@@ -77,6 +91,8 @@ pub struct Admin {
     pub drain: Arc<Drain>,
     /// Changes the table.
     pub reloader: Arc<Reloader>,
+    /// What the dashboard shows besides.
+    pub live: Arc<Live>,
 }
 
 /// Serves a listener until `stop` is cancelled or the drain ends.
@@ -94,12 +110,15 @@ pub async fn serve(listener: TcpListener, surface: Surface, admin: Arc<Admin>, s
             continue;
         };
         if let Ok(place) = places.clone().try_acquire_owned() {
-            let admin = admin.clone();
+            let (admin, stop) = (admin.clone(), stop.clone());
             tokio::spawn(async move {
-                let ended = admin.drain.ended.clone();
+                let Ok(local) = stream.local_addr() else { return };
+                let link = Link { local, stop, cut: CancellationToken::new() };
+                let (ended, cut) = (admin.drain.ended.clone(), link.cut.clone());
                 tokio::select! {
                     () = ended.cancelled() => {}
-                    () = connection(stream, surface, admin) => {}
+                    () = cut.cancelled() => {}
+                    () = connection(stream, surface, admin, link) => {}
                 }
                 drop(place);
             });
@@ -107,13 +126,12 @@ pub async fn serve(listener: TcpListener, surface: Surface, admin: Arc<Admin>, s
     }
 }
 
-async fn connection(stream: TcpStream, surface: Surface, admin: Arc<Admin>) {
-    let Ok(local) = stream.local_addr() else { return };
+async fn connection(stream: TcpStream, surface: Surface, admin: Arc<Admin>, link: Link) {
     // Answers are one write each; where it fails they are late, not wrong.
     let _ = stream.set_nodelay(true);
     let service = service_fn(move |request| {
-        let admin = admin.clone();
-        async move { Ok::<_, Infallible>(admin.answer(surface, local, request).await) }
+        let (admin, link) = (admin.clone(), link.clone());
+        async move { Ok::<_, Infallible>(admin.answer(surface, &link, request).await) }
     });
     let served = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -127,19 +145,24 @@ async fn connection(stream: TcpStream, surface: Surface, admin: Arc<Admin>) {
     }
 }
 
-type Answer = Response<Full<Bytes>>;
+type Answer = Response<Either<Full<Bytes>, Events>>;
 
 /// What a path is for, and the one method besides HEAD that it takes.
 enum Endpoint<'a> {
     Live,
     Ready,
     Metrics,
+    Page,
     Index,
     Upstreams,
+    History,
+    Failures,
+    Events,
     Circuit(&'a str),
     Config,
     Reload,
     LastReload,
+    Reloads,
 }
 
 impl Endpoint<'_> {
@@ -148,11 +171,16 @@ impl Endpoint<'_> {
             "/livez" => return Some(Endpoint::Live),
             "/readyz" => return Some(Endpoint::Ready),
             "/metrics" => return Some(Endpoint::Metrics),
-            "/" => Endpoint::Index,
+            "/" => Endpoint::Page,
+            "/api" => Endpoint::Index,
             "/api/upstreams" => Endpoint::Upstreams,
+            "/api/history" => Endpoint::History,
+            "/api/failures" => Endpoint::Failures,
+            "/api/events" => Endpoint::Events,
             "/config" => Endpoint::Config,
             "/reload" => Endpoint::Reload,
             "/api/reload" => Endpoint::LastReload,
+            "/api/reloads" => Endpoint::Reloads,
             _ => Endpoint::Circuit(api::circuit_of(path)?),
         };
         (surface == Surface::Admin).then_some(endpoint)
@@ -165,21 +193,26 @@ impl Endpoint<'_> {
             Endpoint::Live
             | Endpoint::Ready
             | Endpoint::Metrics
+            | Endpoint::Page
             | Endpoint::Index
             | Endpoint::Upstreams
+            | Endpoint::History
+            | Endpoint::Failures
+            | Endpoint::Events
             | Endpoint::Config
-            | Endpoint::LastReload => false,
+            | Endpoint::LastReload
+            | Endpoint::Reloads => false,
         }
     }
 
-    /// Whether it is answered without the token: kubelets have none.
+    /// Whether it is answered without the token: kubelets have none, and the page asks for it.
     fn open(&self) -> bool {
-        matches!(self, Endpoint::Live | Endpoint::Ready)
+        matches!(self, Endpoint::Live | Endpoint::Ready | Endpoint::Page)
     }
 }
 
 impl Admin {
-    async fn answer(&self, surface: Surface, local: SocketAddr, request: Request<Incoming>) -> Answer {
+    async fn answer(self: &Arc<Self>, surface: Surface, link: &Link, request: Request<Incoming>) -> Answer {
         let (head, body) = request.into_parts();
         let endpoint = Endpoint::find(surface, head.uri.path());
         if surface == Surface::Admin {
@@ -187,7 +220,7 @@ impl Admin {
             let token = table.config.listeners.admin_token.as_ref().map(|token| token.reveal());
             let token = token.filter(|_| !endpoint.as_ref().is_some_and(Endpoint::open));
             let allowed =
-                guard::host(&head.headers, &head.uri, local).and_then(|()| guard::token(&head.headers, token));
+                guard::host(&head.headers, &head.uri, link.local).and_then(|()| guard::token(&head.headers, token));
             if let Err(refusal) = allowed {
                 return refused(refusal);
             }
@@ -206,7 +239,8 @@ impl Admin {
             answer.headers_mut().insert(ALLOW, HeaderValue::from_static(allow));
             return answer;
         }
-        if endpoint.changes()
+        // Nobody else's page may take the few places of those who look, either.
+        if (endpoint.changes() || matches!(endpoint, Endpoint::Events))
             && let Err(refusal) = guard::same_origin(&head.headers)
         {
             return refused(refusal);
@@ -219,15 +253,47 @@ impl Admin {
                 let shown = scrape::scrape(&self.metrics, &self.table.load(), &self.replay, Instant::now());
                 reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", shown)
             }
+            Endpoint::Page => page(),
             Endpoint::Index => text(StatusCode::OK, INDEX),
             Endpoint::Upstreams => {
                 let draining = self.drain.begun.is_cancelled();
-                show(StatusCode::OK, &api::upstreams(&self.table.load(), draining, Instant::now()))
+                show(StatusCode::OK, &api::upstreams(&self.table.load(), &self.live, draining, Instant::now()))
             }
+            Endpoint::History => {
+                let table = self.table.load();
+                let names = table.all().map(|upstream| &upstream.name);
+                show(StatusCode::OK, &api::history(&self.live.history(), names, SAMPLES))
+            }
+            Endpoint::Failures => {
+                let failures = self.reloader.proxy().failures.after(0);
+                show(StatusCode::OK, &json!({"failures": api::failures(&failures)}))
+            }
+            Endpoint::Events => self.events(link, &head.method),
             Endpoint::Config => show(StatusCode::OK, &self.table.load().config.effective),
             Endpoint::LastReload => show(StatusCode::OK, &self.reloader.last().json()),
+            Endpoint::Reloads => show(StatusCode::OK, &json!({"reloads": self.reloader.past().json()})),
             Endpoint::Reload => self.reload().await,
             Endpoint::Circuit(name) => self.circuit(name, body).await,
+        }
+    }
+
+    fn events(self: &Arc<Self>, link: &Link, method: &Method) -> Answer {
+        let begin = |body| {
+            let mut answer = Response::new(body);
+            dress(&mut answer, "text/event-stream; charset=utf-8");
+            answer
+        };
+        if *method == Method::HEAD {
+            return begin(Either::Left(Full::default()));
+        }
+        match self.watch(link) {
+            Some(events) => begin(Either::Right(events)),
+            None => {
+                let sentence = format!("{} look already, which is as many as may", stream::STREAMS);
+                let mut answer = problem(StatusCode::SERVICE_UNAVAILABLE, &sentence);
+                answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
+                answer
+            }
         }
     }
 
@@ -255,7 +321,7 @@ impl Admin {
         let (reloader, name) = (self.reloader.clone(), name.to_owned());
         let ordered = tokio::spawn(async move { reloader.alone(|table| apply(table, &name, order)).await }).await;
         match ordered {
-            Ok(Some((upstream, true))) => show(StatusCode::OK, &api::upstream(&upstream, Instant::now())),
+            Ok(Some((upstream, true))) => show(StatusCode::OK, &api::upstream(&upstream, &self.live, Instant::now())),
             Ok(Some((_, false))) => {
                 problem(StatusCode::CONFLICT, "this upstream has no circuit breaker (circuit_breaker: off)")
             }
@@ -284,20 +350,42 @@ Outrigger
 GET  /livez
 GET  /readyz
 GET  /metrics
+GET  /                               the dashboard
+GET  /api                            this list
 GET  /api/upstreams                  state of every upstream
+GET  /api/history                    samples of the last 15 minutes
+GET  /api/failures                   the last requests that failed
+GET  /api/events                     all of it, live, as server-sent events
 POST /api/upstreams/NAME/circuit     {\"state\": \"open\" | \"closed\" | \"auto\"}
 GET  /config                         effective configuration, secrets hidden
 POST /reload                         answers what changed, or every problem
 GET  /api/reload                     how the last reload went
+GET  /api/reloads                    how the last ones went
 ";
 
 fn reply(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Full::new(body.into()));
+    let mut answer = Response::new(Either::Left(Full::new(body.into())));
     *answer.status_mut() = status;
+    dress(&mut answer, kind);
+    answer
+}
+
+/// The headers of every answer.
+fn dress(answer: &mut Answer, kind: &'static str) {
     let headers = answer.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+}
+
+fn page() -> Answer {
+    let mut answer = reply(StatusCode::OK, "text/html; charset=utf-8", page::PAGE);
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_SECURITY_POLICY, page::policy());
+    headers.insert(X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
+    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    headers.insert("cross-origin-opener-policy", HeaderValue::from_static("same-origin"));
+    headers.insert("cross-origin-resource-policy", HeaderValue::from_static("same-origin"));
     answer
 }
 

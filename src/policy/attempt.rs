@@ -109,6 +109,9 @@ impl<T: Transport> Call<'_, T> {
         policies.pause(running.admission.bucket.as_ref(), asked, now);
         let failed = verdict == Verdict::Failure || matches!(event, Event::Status(status) if status >= 500);
         running.settle(verdict, attempt_result(Ok(failed)));
+        if answer.status() == StatusCode::TOO_MANY_REQUESTS && !failed {
+            policies.lane.limited();
+        }
         self.endpoint = used;
         self.exchange.touch(now);
         let Admission { permit, slot, .. } = running.finish();

@@ -161,7 +161,9 @@ impl Policies {
             circuit,
             budget_remaining: budget.map(|budget| budget.remaining(now)),
             tokens,
+            burst: self.settings.rate_limit.as_ref().map(|settings| settings.burst.get()),
             paused_for,
+            slots: self.settings.concurrency.as_ref().map(|settings| settings.max_in_flight.get()),
             in_flight: slots.map(|(taken, _)| taken),
             queued: at_bucket + slots.map_or(0, |(_, waiting)| waiting),
         }
@@ -197,8 +199,12 @@ pub struct Status {
     pub budget_remaining: Option<u64>,
     /// Tokens in the bucket now; `None` where there is no limit, or a bucket for each key.
     pub tokens: Option<u64>,
+    /// How many a bucket holds; `None` where there is no limit.
+    pub burst: Option<u32>,
     /// For how long the bucket is shut by a Retry-After.
     pub paused_for: Option<Duration>,
+    /// How many slots there are; `None` where there is no limit.
+    pub slots: Option<u32>,
     /// Slots taken; `None` where there is no limit.
     pub in_flight: Option<usize>,
     /// Attempts waiting for a slot or a token.

@@ -41,6 +41,7 @@ use crate::proxy::unwind::CatchUnwind;
 use crate::shared::Shared;
 use crate::shutdown::Drain;
 use crate::telemetry::access::AccessLog;
+use crate::telemetry::failures::Failures;
 use crate::telemetry::metrics::{Limit, Metrics};
 use crate::telemetry::spans::Tracer;
 use crate::upstream::table::Table;
@@ -59,6 +60,8 @@ pub struct Proxy {
     pub metrics: Arc<Metrics>,
     /// Which requests are traced; empty where nobody takes spans.
     pub tracer: OnceLock<Tracer>,
+    /// The last requests that failed.
+    pub failures: Failures,
     /// Connections of apps, over all listeners.
     connections: AtomicUsize,
 }
@@ -71,8 +74,15 @@ impl Proxy {
         drain: Arc<Drain>,
         metrics: Arc<Metrics>,
     ) -> Arc<Proxy> {
-        let tracer = OnceLock::new();
-        Arc::new(Proxy { table, access, drain, metrics, tracer, connections: AtomicUsize::new(0) })
+        Arc::new(Proxy {
+            table,
+            access,
+            drain,
+            metrics,
+            tracer: OnceLock::new(),
+            failures: Failures::default(),
+            connections: AtomicUsize::new(0),
+        })
     }
 
     /// Connections of apps now, over all listeners.

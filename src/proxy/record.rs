@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, Method, Request, Uri};
 use tokio::time::Instant;
@@ -17,7 +17,8 @@ use crate::proxy::respond::Progress;
 use crate::proxy::target::Target;
 use crate::shutdown::InFlight;
 use crate::telemetry::access::{AccessLog, Line};
-use crate::telemetry::report::{Gauge, Rejected, Skipped};
+use crate::telemetry::failures::Failure;
+use crate::telemetry::report::{self, Gauge, Rejected, Skipped};
 use crate::telemetry::spans::{self, Draft, Fault, Kind, Parent, Trace};
 use crate::upstream::table::Table;
 use crate::upstream::{Lane, Upstream};
@@ -177,20 +178,47 @@ impl Record {
         let bytes_in = exchange.bytes_in.load(Ordering::Relaxed);
         let bytes_out = exchange.bytes_out.load(Ordering::Relaxed);
         self.lane.report.request(&self.method, status, self.took.unwrap_or(total));
-        self.upstream.report.bytes(bytes_in, bytes_out);
+        // An answer of our own came from nobody.
+        let received = if matches!(self.end, End::Failed(_)) { 0 } else { bytes_out };
+        self.upstream.report.bytes(bytes_in, received);
+        let failed = error.is_some() || report::failed(status);
+        if matches!(self.end, End::Broken(..)) && !report::failed(status) {
+            self.lane.report.broke();
+        }
         let access = self.proxy.access.load();
         if let (Some(draft), Some(tracer)) = (&exchange.draft, self.proxy.tracer.get()) {
             tracer.end(self.trace(draft, &access, error, total));
         }
-        if !access.wants(status, error.is_some()) {
+        let wanted = access.wants(status, error.is_some());
+        if !failed && !wanted {
+            return;
+        }
+        let host = self.target.as_ref().map(Target::authority).unwrap_or_default();
+        let detail = error.map(Error::to_string);
+        let progress = self.progress();
+        if failed {
+            self.proxy.failures.note(Failure {
+                at: SystemTime::now(),
+                upstream: self.upstream.name.clone(),
+                route: self.lane.route.clone(),
+                method: self.method().to_owned(),
+                host: host.clone(),
+                path: access.path(self.path()),
+                status,
+                error: error.map(Error::code),
+                detail: detail.clone(),
+                attempts: progress.attempts,
+                no_retry: progress.no_retry,
+                total,
+                trace: self.trace,
+            });
+        }
+        if !wanted {
             return;
         }
         let nanos = |counter: &std::sync::atomic::AtomicU64| Duration::from_nanos(counter.load(Ordering::Relaxed));
         let first_byte = nanos(&exchange.first_byte);
-        let detail = error.map(Error::to_string);
         let trace = format!("{:032x}", self.trace);
-        let host = self.target.as_ref().map(Target::authority).unwrap_or_default();
-        let progress = self.progress();
         access.write(&Line {
             upstream: progress.upstream,
             route: progress.route,

@@ -22,7 +22,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Cause::Start => "start",
             Cause::Changed | Cause::Again => "file",

@@ -13,7 +13,7 @@ use prometheus::process_collector::ProcessCollector;
 use prometheus::{Registry, TextEncoder};
 
 pub(super) use children::{Codes, Lazy, METHODS, method_index};
-pub(super) use families::Families;
+pub(super) use families::{BOUNDS, Families};
 
 use crate::telemetry::export::SpanReport;
 use crate::telemetry::report::{Gauge, LaneReport, UpstreamReport};

@@ -1,11 +1,15 @@
 //! What happens, one method each: it counts, and logs where an operator wants to read of it. Call sites stay one line.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+mod totals;
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 use tokio::time::Instant;
+
+pub use totals::{BUCKETS, Totals, failed};
 
 use crate::error::{ConnectFailure, Error};
 use crate::telemetry::metrics::{Codes, Connections, Families, Lazy, Limit, METHODS, Metrics, method_index};
@@ -428,6 +432,10 @@ pub struct LaneReport {
     request_duration: Histogram,
     attempts: [IntCounter; AttemptResult::ALL.len()],
     attempt_duration: Histogram,
+    /// Answers whose body broke off; they are among `by_code` by their status. For [`Totals`] alone.
+    broken: AtomicU32,
+    /// Answers of 429 that count as a success of the attempt. For [`Totals`] alone.
+    limited: AtomicU32,
     circuit_state: IntGaugeVec,
     circuit_transitions: IntCounterVec,
     /// Made when the lane turns out to have a circuit of its own.
@@ -446,6 +454,8 @@ impl LaneReport {
             attempts: AttemptResult::ALL
                 .map(|result| families.attempts.with_label_values(&[upstream, route, result.as_str()])),
             attempt_duration: Families::of_upstream(&families.attempt_duration, upstream),
+            broken: AtomicU32::new(0),
+            limited: AtomicU32::new(0),
             circuit_state: families.circuit_state.clone(),
             circuit_transitions: families.circuit_transitions.clone(),
             transitions: OnceLock::new(),
@@ -465,6 +475,16 @@ impl LaneReport {
             .get(code, |code| self.lazy.child(&self.requests, &[&self.upstream, &self.route, METHODS[method], code]))
             .inc();
         self.request_duration.observe(took.as_secs_f64());
+    }
+
+    /// The body of an answer that is not counted as a failure broke off.
+    pub fn broke(&self) {
+        self.broken.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// An attempt that counts as a success was answered with 429.
+    pub fn limited(&self) {
+        self.limited.fetch_add(1, Ordering::Relaxed);
     }
 
     /// An attempt ended (`took` runs to its response headers). A cancelled one says nothing about how fast the upstream

@@ -47,6 +47,18 @@ impl Codes {
         self.0[at / 100].get_or_init(|| Box::new([const { OnceLock::new() }; 100]))[at % 100]
             .get_or_init(|| make(&code.to_string()))
     }
+
+    /// Every status that was met, with its count.
+    pub(in crate::telemetry) fn each(&self, mut act: impl FnMut(u16, u64)) {
+        for (hundred, table) in (FIRST..).step_by(100).zip(&self.0) {
+            let counters = table.get().into_iter().flat_map(|table| table.iter());
+            for (code, counter) in (hundred..).zip(counters) {
+                if let Some(counter) = counter.get() {
+                    act(code, counter.get());
+                }
+            }
+        }
+    }
 }
 
 /// Makes children late, and stops to when their upstream is gone, so that a request which outlives its upstream doesn't

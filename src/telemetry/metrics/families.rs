@@ -8,7 +8,8 @@ use prometheus::{
 use super::prune;
 
 /// Seconds, from a millisecond to the longest request that is usual.
-const BUCKETS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+pub(in crate::telemetry) const BOUNDS: [f64; 15] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 
 /// The families, all of them in one registry.
 #[derive(Clone)]
@@ -254,7 +255,7 @@ fn gauge(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGau
 }
 
 fn histogram(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
-    let opts = HistogramOpts::new(format!("outrigger_{name}"), help).buckets(BUCKETS.to_vec());
+    let opts = HistogramOpts::new(format!("outrigger_{name}"), help).buckets(BOUNDS.to_vec());
     one(registry, HistogramVec::new(opts, labels))
 }
 
