@@ -80,7 +80,7 @@ impl App {
         Ok(app)
     }
 
-    /// Where it listens: `proxy`, `admin`, `probes`, or an upstream's name for its own port.
+    /// Where it listens: `proxy`, `admin`, `probes`, `tls`, or an upstream's name for its own port.
     ///
     /// # Panics
     /// Where there is no such listener.
@@ -93,6 +93,7 @@ impl App {
             Place::Proxy => name == "proxy",
             Place::Admin => name == "admin",
             Place::Probes => name == "probes",
+            Place::Tls => name == "tls",
             Place::Upstream(upstream) => **upstream == *name,
         };
         // Outrigger's own come first, also where an upstream bears the same name.

@@ -10,6 +10,7 @@
 //! | [`policy`] | timeouts, retry, breaker, rate limit, concurrency, and their order; knows no sockets and no files |
 //! | [`upstream`] | the routing table, connection pool, DNS, TLS, egress rules |
 //! | [`proxy`] | listeners, HTTP hygiene, tunnels, upgrades, and the answers that Outrigger gives itself |
+//! | [`intercept`] | the local CA and the certificates that it signs, for tunnels that end here |
 //! | [`admin`] | the dashboard, control and probe endpoints |
 //! | [`inject`] | Kubernetes manifests with the sidecar added; knows nothing of the proxy |
 //! | [`explain`] | what the proxy would do with a request, and why; asks the rooms above, and sends nothing |
@@ -31,6 +32,7 @@ pub mod document;
 pub mod error;
 pub mod explain;
 pub mod inject;
+pub mod intercept;
 pub mod message;
 pub mod origin;
 #[cfg(feature = "otlp")]

@@ -27,7 +27,8 @@ use crate::config::Config;
 use crate::config::watch::Watch;
 use crate::document::{Problem, Problems};
 use crate::policy::replay::ReplayMemory;
-use crate::proxy::{Entry, Proxy, listener};
+use crate::proxy::listener::{self, Door};
+use crate::proxy::{Entry, Proxy};
 use crate::reload::listeners::{Bound, Listeners};
 use crate::shared::Shared;
 use crate::telemetry::access::AccessLog;
@@ -273,9 +274,10 @@ impl Reloader {
 
     fn spawn(self: &Arc<Self>, bound: &Bound) {
         let Some((socket, stop)) = bound.socket() else { return };
-        let entry = match bound.place() {
-            Place::Proxy => Entry::Any,
-            Place::Upstream(name) => Entry::Upstream(name.clone()),
+        let door = match bound.place() {
+            Place::Proxy => Door::Plain(Entry::Any),
+            Place::Upstream(name) => Door::Plain(Entry::Upstream(name.clone())),
+            Place::Tls => Door::Tls,
             Place::Admin | Place::Probes => {
                 let surface = if *bound.place() == Place::Admin { Surface::Admin } else { Surface::Probes };
                 let admin = self.admin();
@@ -283,7 +285,7 @@ impl Reloader {
                 return;
             }
         };
-        tokio::spawn(listener::serve(socket, entry, self.proxy.clone(), stop));
+        tokio::spawn(listener::serve(socket, door, self.proxy.clone(), stop));
     }
 }
 

@@ -9,7 +9,6 @@ use tokio::time::Instant;
 
 use super::live::Live;
 use super::scrape::{connections, lanes};
-use crate::config::HostPattern;
 use crate::policy::breaker::Override;
 use crate::telemetry::failures::Failure;
 use crate::telemetry::history::{self, History, Percentiles, Recent, Sample};
@@ -53,7 +52,7 @@ pub(super) fn upstream(upstream: &Upstream, live: &Live, now: Instant) -> Value 
     });
     json!({
         "name": &*upstream.name,
-        "hosts": config.map(|config| config.hosts.iter().map(pattern).collect::<Vec<_>>()),
+        "hosts": config.map(|config| config.hosts.iter().map(ToString::to_string).collect::<Vec<_>>()),
         "to": config.map(|config| config.to.iter().map(ToString::to_string).collect::<Vec<_>>()),
         "listen": config.and_then(|config| config.listen).map(|address| address.to_string()),
         "in_flight": at_once.in_flight,
@@ -153,12 +152,6 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn pattern(pattern: &HostPattern) -> String {
-    let star = if pattern.wildcard { "*." } else { "" };
-    let port = pattern.port.map(|port| format!(":{port}")).unwrap_or_default();
-    format!("{star}{}{port}", pattern.host)
-}
-
 fn word(order: Override) -> &'static str {
     match order {
         Override::Auto => "auto",
@@ -196,7 +189,6 @@ pub(super) fn circuit_of(path: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::origin::Host;
 
     #[test]
     fn an_order_is_one_of_three_words() {
@@ -215,11 +207,5 @@ mod tests {
         {
             assert_eq!(circuit_of(bad), None);
         }
-    }
-
-    #[test]
-    fn hosts_are_shown_as_they_are_written() {
-        let shown = |wildcard, port| pattern(&HostPattern { wildcard, host: Host::parse("x.com").unwrap(), port });
-        assert_eq!((shown(true, None), shown(false, Some(8443))), ("*.x.com".to_owned(), "x.com:8443".to_owned()));
     }
 }

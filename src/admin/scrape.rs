@@ -1,5 +1,6 @@
 //! Gauges that mirror live state are set when somebody looks, not whenever it changes.
 
+use rustls_pki_types::CertificateDer;
 use tokio::time::Instant;
 
 use super::certificate::expires;
@@ -12,12 +13,13 @@ use crate::upstream::{Lane, Upstream};
 pub(super) fn scrape(metrics: &Metrics, table: &Table, replay: &ReplayMemory, now: Instant) -> String {
     metrics.set_replay(replay.held(), replay.refused());
     for upstream in table.upstreams.iter().chain([&table.unmatched]) {
-        show(upstream, now);
+        let own_ca = table.interception.as_ref().filter(|_| upstream.intercepts());
+        show(upstream, own_ca.map(|own| own.chain()), now);
     }
     metrics.encode()
 }
 
-fn show(upstream: &Upstream, now: Instant) {
+fn show(upstream: &Upstream, own_ca: Option<&[CertificateDer<'_>]>, now: Instant) {
     let own = upstream.lane.policies.status(now);
     upstream.report.set_connections(connections(upstream));
     upstream.report.set_budget_remaining(own.budget_remaining);
@@ -34,7 +36,7 @@ fn show(upstream: &Upstream, now: Instant) {
     let tls = upstream.config.as_ref().map(|config| &config.tls);
     let client = tls.and_then(|tls| tls.identity.as_ref()).map(|identity| &*identity.chain);
     let ca = tls.and_then(|tls| tls.roots.as_ref()).map(|roots| &***roots);
-    for (kind, certificates) in [("client", client), ("ca", ca)] {
+    for (kind, certificates) in [("client", client), ("ca", ca), ("intercept", own_ca)] {
         let first = certificates.and_then(|certificates| certificates.iter().filter_map(expires).min());
         upstream.report.set_certificate_expiry(kind, first);
     }

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::cli::{ConfigFile, Format, colour, print};
 use crate::config::load::{self, Loaded};
+use crate::config::{Connect, Upstream};
 use crate::document::Problem;
 
 /// What `check` is told.
@@ -93,12 +94,32 @@ fn text(path: &Path, loaded: &Loaded, strict: bool) -> String {
         (errors, warnings) => format!("is invalid: {}, {}", plural(errors, "error"), plural(warnings, "warning")),
     };
     report.push_str(&format!("{} {verdict}\n", path.display()));
+    for note in notes(loaded) {
+        report.push_str(&format!("note: {note}\n"));
+    }
     report
+}
+
+/// What is right, and yet worth knowing.
+fn notes(loaded: &Loaded) -> Vec<String> {
+    let upstreams = loaded.config.iter().flat_map(|config| &config.upstreams);
+    let intercepted = upstreams.filter(|upstream| upstream.connect == Connect::Intercept);
+    let note = |upstream: &Upstream| {
+        let hosts: Vec<String> = upstream.hosts.iter().map(ToString::to_string).collect();
+        format!(
+            "upstreams.{}: TLS that apps make to {} ends in Outrigger, which sees what is inside; the apps have to trust its CA \
+             (`outrigger ca env`)",
+            upstream.name,
+            hosts.join(", ")
+        )
+    };
+    intercepted.map(note).collect()
 }
 
 fn json_report(loaded: &Loaded, valid: bool) -> String {
     let list = |problems: &[Problem]| problems.iter().map(Problem::json).collect::<Vec<_>>();
     let problems = &loaded.problems;
-    let report = json!({"valid": valid, "errors": list(&problems.errors), "warnings": list(&problems.warnings)});
+    let (errors, warnings) = (list(&problems.errors), list(&problems.warnings));
+    let report = json!({"valid": valid, "errors": errors, "warnings": warnings, "notes": notes(loaded)});
     format!("{report:#}\n")
 }

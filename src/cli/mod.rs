@@ -1,5 +1,6 @@
 //! The command line: one file a command.
 
+mod ca;
 mod check;
 mod completions;
 mod demo;
@@ -51,6 +52,9 @@ enum Command {
     /// Adds the sidecar to Kubernetes manifests, and changes nothing else in them.
     #[command(after_help = inject::HELP)]
     Inject(inject::Options),
+    /// What an app needs to trust the CA of `intercept`.
+    #[command(after_help = ca::HELP)]
+    Ca(ca::Options),
     /// Prints the JSON Schema of the configuration, by which editors propose and check settings.
     #[command(after_help = schema::HELP)]
     Schema,
@@ -87,6 +91,7 @@ pub fn main() -> ExitCode {
         Command::Demo(options) => demo::demo(&options),
         Command::Explain(options) => explain::explain(&options),
         Command::Inject(options) => inject::inject(&options),
+        Command::Ca(options) => ca::ca(&options),
         Command::Schema => schema::schema(),
         Command::Completions(options) => completions::completions(&options, Cli::command()),
         Command::Man(options) => man::man(&options, Cli::command()),

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use http::Method;
 
-use crate::config::{Config, Connect, Match, PathMatch, Upstream, UpstreamScheme};
+use crate::config::{Config, Connect, Match, PathMatch, Upstream, UpstreamScheme, intercept};
 use crate::document::read::written;
 use crate::document::tree::Node;
 use crate::document::{Place, Problems, Reader};
@@ -155,7 +155,7 @@ pub(crate) fn upstream(reader: &mut Reader<'_>, upstream: &Upstream) {
 
 /// What a CONNECT tunnel ignores.
 fn tunnel(reader: &mut Reader<'_>, upstream: &Upstream) {
-    if upstream.connect == Connect::Deny || upstream.hosts.is_empty() {
+    if upstream.connect != Connect::Tunnel || upstream.hosts.is_empty() {
         return;
     }
     // A tunnel to the host asked for is where this `to` leads too.
@@ -187,6 +187,11 @@ fn tunnel(reader: &mut Reader<'_>, upstream: &Upstream) {
 /// The configuration as a whole.
 pub(crate) fn whole(config: &Config, top: &Node, problems: &mut Problems) {
     listeners(config, top, problems);
+    if config.listeners.tls.is_some() && !config.upstreams.iter().any(|one| one.connect == Connect::Intercept) {
+        let place = top.at(&["listeners", "tls"]).and_then(written);
+        let help = "write `https: intercept` for the upstreams whose names lead here";
+        problems.warning(place, "listeners.tls", "serves nobody: no upstream is intercepted", Some(help));
+    }
     let own: HashSet<SocketAddr> = addresses(config).into_iter().map(|(_, address)| address).collect();
     let written_upstreams = top.get("upstreams").map_or(&[][..], |node| node.entries());
     // Those that are no block were noted, and were not read.
@@ -200,6 +205,11 @@ pub(crate) fn whole(config: &Config, top: &Node, problems: &mut Problems) {
                 let path = format!("upstreams.{}.to[{index}]", upstream.name);
                 problems.error(place, &path, "leads back to Outrigger itself", Some("name the upstream's own address"));
             }
+        }
+        if upstream.connect == Connect::Intercept && config.intercept.is_none() {
+            let place = node.get("https").and_then(|node| written(node));
+            let path = format!("upstreams.{}.https", upstream.name);
+            problems.error(place, &path, "needs a CA that the app trusts", Some(intercept::HELP));
         }
         let body = upstream.policies.retry.as_ref().map(|retry| retry.max_body);
         if body.is_some_and(|body| body > config.limits.replay_memory) {
@@ -223,6 +233,7 @@ fn addresses(config: &Config) -> Vec<(String, SocketAddr)> {
     let mut all = vec![("listeners.proxy".to_owned(), config.listeners.proxy)];
     all.extend(config.listeners.admin.map(|address| ("listeners.admin".to_owned(), address)));
     all.extend(config.listeners.probes.map(|address| ("listeners.probes".to_owned(), address)));
+    all.extend(config.listeners.tls.map(|address| ("listeners.tls".to_owned(), address)));
     for upstream in &config.upstreams {
         all.extend(upstream.listen.map(|address| (format!("upstreams.{}.listen", upstream.name), address)));
     }

@@ -56,7 +56,7 @@ fn scalar(scalar: &Scalar, kind: Kind) -> Json {
         {
             return json!(number);
         }
-        if kind == Kind::Boolean {
+        if matches!(kind, Kind::Boolean | Kind::Switch) {
             return json!(scalar.text.eq_ignore_ascii_case("true"));
         }
     }

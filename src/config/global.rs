@@ -38,8 +38,8 @@ pub(crate) fn listeners(reader: &mut Reader<'_>) -> Option<Listeners> {
             reader.parsed(key, host::listen)
         };
         let (admin, probes) = (control("admin"), control("probes"));
-        reader.reserved(&["tls"]);
-        for (key, address) in [("proxy", proxy), ("admin", admin)] {
+        let tls = reader.parsed("tls", host::listen);
+        for (key, address) in [("proxy", proxy), ("admin", admin), ("tls", tls)] {
             if address.is_some_and(|address| !address.ip().is_loopback()) {
                 reader.warning(
                     key,
@@ -56,7 +56,7 @@ pub(crate) fn listeners(reader: &mut Reader<'_>) -> Option<Listeners> {
                 Some(help.into()),
             );
         }
-        Some(Listeners { proxy: proxy?, admin, admin_token, probes })
+        Some(Listeners { proxy: proxy?, admin, admin_token, probes, tls })
     })?
 }
 

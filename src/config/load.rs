@@ -10,7 +10,7 @@ use crate::config::layers::Layers;
 use crate::config::schema::Scope;
 use crate::config::tls::Files;
 use crate::config::upstream::{self, Seen};
-use crate::config::{Config, checks, effective, global, schema};
+use crate::config::{Config, checks, effective, global, intercept, schema};
 use crate::document::expand::{self, Sources};
 use crate::document::parse::MAX_BYTES;
 use crate::document::tree::{Layer, Node};
@@ -179,6 +179,7 @@ fn read(layers: &Layers, tls: &mut Files<'_>, problems: &RefCell<Problems>) -> O
     let mut effective_upstreams = Map::new();
     let upstreams = upstreams(&mut reader, layers, tls, problems, &mut effective_upstreams);
     let egress = reader.section("egress", global::egress);
+    let intercept = reader.section("intercept", |reader| intercept::intercept(reader, tls)).flatten();
     let dns = reader.section("dns", global::dns);
     let memory = global::memory_limit();
     let limits = reader.section("limits", |reader| global::limits(reader, memory));
@@ -206,6 +207,7 @@ fn read(layers: &Layers, tls: &mut Files<'_>, problems: &RefCell<Problems>) -> O
         listeners: listeners?,
         upstreams,
         unmatched,
+        intercept,
         egress,
         dns: dns?,
         limits,

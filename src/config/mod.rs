@@ -5,6 +5,7 @@ mod checks;
 pub(crate) mod effective;
 mod global;
 pub(crate) mod host;
+mod intercept;
 pub mod json_schema;
 pub mod layers;
 pub mod load;
@@ -13,6 +14,7 @@ pub(crate) mod tls;
 mod upstream;
 pub mod watch;
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -36,6 +38,8 @@ pub struct Config {
     /// What hosts that no upstream names get: built-in `connect`, `idle`, `tunnel_idle` and retries of what was never
     /// sent; the rest only where `defaults` writes it.
     pub unmatched: Unmatched,
+    /// The CA that apps trust; `None`: nothing is intercepted.
+    pub intercept: Option<Intercept>,
     /// Where nobody may go.
     pub egress: Egress,
     /// Look-ups.
@@ -75,6 +79,8 @@ pub struct Listeners {
     pub admin_token: Option<Secret>,
     /// `/livez /readyz /metrics`; `None` is `off`.
     pub probes: Option<SocketAddr>,
+    /// Ends TLS by SNI, for apps that take us for the host itself.
+    pub tls: Option<SocketAddr>,
 }
 
 /// A string that is never shown.
@@ -148,6 +154,15 @@ pub struct HostPattern {
     pub port: Option<u16>,
 }
 
+/// As it is written.
+impl fmt::Display for HostPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let star = if self.wildcard { "*." } else { "" };
+        write!(f, "{star}{}", self.host)?;
+        self.port.map_or(Ok(()), |port| write!(f, ":{port}"))
+    }
+}
+
 /// `scheme`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum UpstreamScheme {
@@ -162,8 +177,44 @@ pub enum UpstreamScheme {
 pub enum Connect {
     /// Bytes are passed on.
     Tunnel,
+    /// TLS is ended here, and what is inside gets the policies.
+    Intercept,
     /// 403.
     Deny,
+}
+
+/// `intercept`
+#[derive(Clone, Debug, PartialEq)]
+pub struct Intercept {
+    /// Where the CA comes from.
+    pub authority: Authority,
+    /// Where what the app has to trust is written.
+    pub dir: Option<PathBuf>,
+    /// What becomes of a tunnel that has neither TLS nor HTTP inside.
+    pub unknown: Unknown,
+}
+
+/// Where the CA comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Authority {
+    /// `ca_cert` and `ca_key`
+    Given(Arc<Identity>),
+    /// `generate: true`
+    Generated {
+        /// Where its key outlives a restart; `None`: in memory only.
+        key_dir: Option<PathBuf>,
+        /// Whether it may sign for the intercepted hosts alone.
+        constrain: bool,
+    },
+}
+
+/// `intercept.unknown`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unknown {
+    /// It is closed.
+    Refuse,
+    /// Bytes are passed on.
+    Tunnel,
 }
 
 /// `tls`. Files are read and parsed when the configuration is loaded, so that what is checked can run.

@@ -27,6 +27,8 @@ pub enum Kind {
     Ratio,
     /// `true` or `false`
     Boolean,
+    /// `true` or `off`
+    Switch,
     /// One of these words.
     Choice(&'static [&'static str]),
     /// One of these.
@@ -93,6 +95,7 @@ impl Kind {
             | Kind::CountOrOff
             | Kind::Ratio
             | Kind::Boolean
+            | Kind::Switch
             | Kind::Choice(_)
             | Kind::Ports
             | Kind::Listen
@@ -118,6 +121,7 @@ impl Kind {
             Kind::CountOrOff => "whole number or `off`",
             Kind::Ratio => "number up to 1",
             Kind::Boolean => "`true` or `false`",
+            Kind::Switch => "`true` or `off`",
             Kind::Choice(words) => return quoted(words),
             Kind::One(Item::ServerName) => "host",
             Kind::One(_) | Kind::Text => "text",
@@ -189,7 +193,7 @@ use Scope::{Policy, Route, Shared, Top, Upstream};
 pub const MOST_HEADERS: u32 = 10_000;
 
 /// Words that are kept for a later version, at the top of the file, in `defaults` and in upstreams.
-pub const RESERVED: &[&str] = &["fallback", "cache", "outbox", "credentials", "presets", "intercept", "webhooks"];
+pub const RESERVED: &[&str] = &["fallback", "cache", "outbox", "credentials", "presets", "webhooks"];
 
 /// Every key.
 pub const KEYS: &[Key] = &[
@@ -200,6 +204,12 @@ pub const KEYS: &[Key] = &[
     key(Top, "listeners.probes", ListenOrOff, "`/livez`, `/readyz` and `/metrics`, read only."),
     key(
         Top,
+        "listeners.tls",
+        Listen,
+        "Ends TLS by SNI for intercepted hosts, for apps that take Outrigger for the host itself.",
+    ),
+    key(
+        Top,
         "listeners.admin_token",
         Secret,
         "What `Authorization: Bearer` must carry on `admin`; needed where that is not loopback.",
@@ -207,6 +217,29 @@ pub const KEYS: &[Key] = &[
     key(Top, "admin_token", Secret, "The same, where it is written at the top of the file."),
     key(Top, "defaults", Block, "Blocks that every upstream starts from."),
     key(Top, "upstreams", Block, "The APIs that apps call, by name."),
+    key(Top, "intercept", Block, "The CA that apps trust, for upstreams with `https: intercept`."),
+    key(Top, "intercept.ca_cert", Text, "A CA brought from outside, PEM, its own certificate first."),
+    key(Top, "intercept.ca_key", Text, "Its private key, PEM."),
+    key(Top, "intercept.generate", Boolean, "Whether a CA is made at start, valid for a year."),
+    key(
+        Top,
+        "intercept.dir",
+        Text,
+        "Where what the app has to trust is written: `ca.crt`, `ca-bundle.crt`, `truststore.p12`, `env.sh`.",
+    ),
+    key(
+        Top,
+        "intercept.key_dir",
+        Text,
+        "Where the key of a CA that is made here outlives a restart; left out: nowhere.",
+    ),
+    key(Top, "intercept.constrain", Switch, "Whether such a CA may sign for the intercepted hosts alone."),
+    key(
+        Top,
+        "intercept.unknown",
+        Choice(&["refuse", "tunnel"]),
+        "What becomes of a tunnel with neither TLS nor HTTP inside.",
+    ),
     key(Top, "egress", Block, "Where nobody may go."),
     key(Top, "egress.unmatched", Choice(&["forward", "deny"]), "Hosts that no upstream names."),
     key(
@@ -262,7 +295,7 @@ pub const KEYS: &[Key] = &[
         Listen,
         "A port of its own, for SDKs that only take a base URL; needs `to` or one exact host.",
     ),
-    key(Upstream, "https", Choice(&["tunnel", "deny"]), "What CONNECT does."),
+    key(Upstream, "https", Choice(&["tunnel", "intercept", "deny"]), "What CONNECT does."),
     key(
         Upstream,
         "allow_addresses",

@@ -10,6 +10,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::config::{Identity, Tls, host};
 use crate::document::Reader;
+use crate::intercept::Authority;
 
 type Certificates = Arc<Vec<CertificateDer<'static>>>;
 /// A failure comes with the key whose file is at fault.
@@ -78,6 +79,29 @@ impl<'f> Files<'f> {
         Tls { roots, identity, server_name, tls13_only, ca_file, client_cert }
     }
 
+    /// Reads `ca_cert` and `ca_key` of `intercept`.
+    pub(crate) fn authority(&mut self, reader: &mut Reader<'_>) -> Option<Arc<Identity>> {
+        let both = (self.path(reader, "ca_cert"), self.path(reader, "ca_key"));
+        for (here, other) in [("ca_cert", "ca_key"), ("ca_key", "ca_cert")] {
+            if reader.has(here) && !reader.has(other) {
+                let help = Some(format!("write `{other}` beside it"));
+                reader.problem(here, format!("needs `{other}`"), help);
+            }
+        }
+        let (Some(cert), Some(key)) = both else { return None };
+        let read = self.identity(&cert, &key).and_then(|identity| {
+            let usable = Authority::given(identity.chain.clone(), &identity.key);
+            usable.map(|_| identity).map_err(|message| ("client_cert", Failure::Content(message)))
+        });
+        match read {
+            Ok(identity) => Some(identity),
+            Err((which, failure)) => {
+                self.report(reader, if which == "client_key" { "ca_key" } else { "ca_cert" }, failure);
+                None
+            }
+        }
+    }
+
     fn path(&mut self, reader: &mut Reader<'_>, key: &'static str) -> Option<PathBuf> {
         let path = reader.parsed(key, |text| {
             if text.contains("-----BEGIN") {
@@ -127,7 +151,7 @@ impl<'f> Files<'f> {
         match CertifiedKey::new(chain.to_vec(), signing).keys_match() {
             Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
             Err(rustls::Error::InconsistentKeys(_)) => {
-                return Err(bad_key("doesn't belong to the first certificate of `client_cert`"));
+                return Err(bad_key("doesn't belong to the first certificate beside it"));
             }
             Err(_) => {
                 let message = "holds a first certificate that can't be parsed".to_owned();

@@ -149,16 +149,7 @@ fn hosts(reader: &mut Reader<'_>, name: &Arc<str>, seen: &mut Seen) -> Vec<HostP
 }
 
 fn connect(reader: &mut Reader<'_>) -> Connect {
-    let intercept =
-        reader.node().get("https").and_then(|node| node.scalar()).is_some_and(|scalar| &*scalar.text == "intercept");
-    if intercept {
-        reader.raw("https");
-        let help = "write `https: tunnel` (the bytes are passed on unseen) or `https: deny`, or let the app use a \
-                    base URL with `listen`, where every policy acts";
-        reader.problem("https", "interception is not available yet".to_owned(), Some(help.to_owned()));
-        return Connect::Tunnel;
-    }
-    reader.choice("https", &[("tunnel", Connect::Tunnel), ("deny", Connect::Deny)])
+    reader.choice("https", &[("tunnel", Connect::Tunnel), ("intercept", Connect::Intercept), ("deny", Connect::Deny)])
 }
 
 fn routes(reader: &mut Reader<'_>, upstream: &Arc<Node>, layers: &Layers) -> Vec<Route> {

@@ -75,7 +75,7 @@ impl Question {
         };
         parts.authority = Some(Authority::try_from(host).ok()?);
         let uri = Uri::from_parts(parts).ok()?;
-        let target = target::read(&self.method, &uri, Version::HTTP_11, &self.headers).ok()?;
+        let target = target::read(&self.method, &uri, Version::HTTP_11, &self.headers, Scheme::Http).ok()?;
         Some(Question { uri, target, ..self.clone() })
     }
 
@@ -156,7 +156,9 @@ fn target(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<Target, Str
         Error::BadRequest(what) => format!("no such request passes: {what}"),
         other => other.to_string(),
     };
-    let read = |method: &Method, uri: &Uri| target::read(method, uri, Version::HTTP_11, headers).map_err(sentence);
+    let read = |method: &Method, uri: &Uri| {
+        target::read(method, uri, Version::HTTP_11, headers, Scheme::Http).map_err(sentence)
+    };
     let asked = read(method, uri)?;
     if asked.form != Form::Absolute || asked.scheme == Scheme::Http {
         return Ok(asked);

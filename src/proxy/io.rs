@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::Method;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
-use tokio::time::{Instant, Sleep};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::runtime::Handle;
+use tokio::time::{Instant, Sleep, timeout};
 
 use crate::error::Error;
 use crate::proxy::head::{Bounds, Inspector, REFUSED_HEAD, REFUSED_METHOD, Verdict};
+use crate::proxy::socket::Socket;
 
 /// How much is taken at once into our own memory, where hyper's own can't be used.
 const PIECE: usize = 2048;
@@ -78,7 +79,7 @@ impl Link {
 /// See the module.
 pub(crate) struct AppIo {
     /// `None` only once taken.
-    stream: Option<TcpStream>,
+    stream: Option<Socket>,
     link: Arc<Link>,
     inspector: Inspector,
     /// Read but not passed on. The first `ready` bytes may be.
@@ -106,7 +107,7 @@ enum Over {
 impl AppIo {
     /// A connection of which `first` was read already. The clock of the first head ends at `deadline`.
     pub(crate) fn new(
-        stream: TcpStream,
+        stream: Socket,
         first: BytesMut,
         deadline: Instant,
         link: Arc<Link>,
@@ -129,12 +130,12 @@ impl AppIo {
     }
 
     /// The socket, and what was read of it but not passed on.
-    pub(crate) fn into_parts(mut self) -> Option<(TcpStream, Bytes)> {
+    pub(crate) fn into_parts(mut self) -> Option<(Socket, Bytes)> {
         let stream = self.stream.take()?;
         Some((stream, std::mem::take(&mut self.held).freeze()))
     }
 
-    fn stream(&mut self) -> io::Result<Pin<&mut TcpStream>> {
+    fn stream(&mut self) -> io::Result<Pin<&mut Socket>> {
         self.stream.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
@@ -322,6 +323,7 @@ impl AsyncWrite for AppIo {
             }
             ready!(me.stream()?.poll_shutdown(cx))?;
             if !me.unfinished() {
+                me.linger = Some(0);
                 return Poll::Ready(Ok(()));
             }
             me.clock = Some(Box::pin(tokio::time::sleep(LINGER)));
@@ -360,30 +362,39 @@ impl AsyncWrite for AppIo {
 
 impl Drop for AppIo {
     fn drop(&mut self) {
-        if let Some(stream) = &self.stream
-            && self.link.reset.load(Ordering::Relaxed)
+        let Some(mut stream) = self.stream.take() else { return };
+        if self.link.reset.load(Ordering::Relaxed) {
+            stream.abort();
+        } else if matches!(stream, Socket::Tls(_))
+            && self.linger.is_none()
+            && let Ok(runtime) = Handle::try_current()
         {
-            // Where it fails the socket is gone already.
-            let _ = stream.set_zero_linger();
+            // hyper drops the connection of a CONNECT that was refused as it is. Inside TLS that would look cut off.
+            runtime.spawn(async move { timeout(LINGER, stream.shutdown()).await });
         }
     }
 }
 
 /// A connection of which some bytes were read already, and are read again.
 pub(crate) struct Replayed {
-    stream: TcpStream,
+    stream: Socket,
     first: Bytes,
 }
 
 impl Replayed {
     /// `first` comes before what the stream has.
-    pub(crate) fn new(stream: TcpStream, first: Bytes) -> Replayed {
+    pub(crate) fn new(stream: Socket, first: Bytes) -> Replayed {
         Replayed { stream, first }
+    }
+
+    /// The connection, and what is to be read before it.
+    pub(crate) fn into_parts(self) -> (Socket, Bytes) {
+        (self.stream, self.first)
     }
 
     /// The end of it is to be a reset.
     pub(crate) fn abort(&self) {
-        let _ = self.stream.set_zero_linger();
+        self.stream.abort();
     }
 }
 

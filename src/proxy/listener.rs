@@ -26,7 +26,8 @@ use crate::proxy::body::ResponseBody;
 use crate::proxy::head::Bounds;
 use crate::proxy::io::{AppIo, Link, Replayed};
 use crate::proxy::respond::{self, Asked, Progress};
-use crate::proxy::{Connection, Entry, Proxy};
+use crate::proxy::socket::Socket;
+use crate::proxy::{Connection, Entry, Proxy, inside};
 use crate::shutdown;
 use crate::telemetry::metrics::Limit;
 use crate::telemetry::report::{Gauge, Rejected};
@@ -44,9 +45,18 @@ const REST: Duration = Duration::from_millis(50);
 /// How long a connection over the limit is given to take its answer.
 const FAREWELL: Duration = Duration::from_secs(1);
 
+/// What a listener's connections begin with.
+#[derive(Clone, Debug)]
+pub(crate) enum Door {
+    /// HTTP.
+    Plain(Entry),
+    /// TLS for a host that is intercepted, by SNI: `listeners.tls`.
+    Tls,
+}
+
 /// Serves a listener until `stop` is cancelled (a reload closed it) or the drain ends. Connections that were accepted
 /// live on after `stop`.
-pub async fn serve(listener: TcpListener, entry: Entry, proxy: Arc<Proxy>, stop: CancellationToken) {
+pub(crate) async fn serve(listener: TcpListener, door: Door, proxy: Arc<Proxy>, stop: CancellationToken) {
     let mut resting = false;
     loop {
         let accepted = tokio::select! {
@@ -58,7 +68,7 @@ pub async fn serve(listener: TcpListener, entry: Entry, proxy: Arc<Proxy>, stop:
         match accepted {
             Ok((stream, _)) => {
                 resting = false;
-                admit(stream, &entry, &proxy);
+                admit(stream, &door, &proxy);
             }
             Err(error) if concerns_one_connection(&error) => {}
             Err(error) => {
@@ -95,7 +105,7 @@ fn is_out_of_descriptors(error: &io::Error) -> bool {
 }
 
 /// One connection of `limits.max_connections`, until it is dropped.
-struct Place {
+pub(crate) struct Place {
     proxy: Arc<Proxy>,
     _gauge: Gauge,
 }
@@ -107,7 +117,7 @@ impl Drop for Place {
 }
 
 /// Serves a new connection, or tells it that there are too many.
-fn admit(stream: TcpStream, entry: &Entry, proxy: &Arc<Proxy>) {
+fn admit(stream: TcpStream, door: &Door, proxy: &Arc<Proxy>) {
     let table = proxy.table.load();
     let max = table.config.limits.max_connections.get() as usize;
     let before = proxy.connections.fetch_add(1, Ordering::Relaxed);
@@ -117,9 +127,13 @@ fn admit(stream: TcpStream, entry: &Entry, proxy: &Arc<Proxy>) {
         table.unmatched.report.rejected(Rejected::Overloaded);
         // Saying no takes a descriptor too, for a moment; past these it is said by closing.
         if before < max + max / 8 + 16 {
+            let tls = matches!(door, Door::Tls);
             tokio::spawn(async move {
                 let _place = place;
-                let _ = timeout(FAREWELL, turn_away(stream)).await;
+                // There is no answer that could be read before a handshake.
+                if !tls {
+                    let _ = timeout(FAREWELL, turn_away(stream)).await;
+                }
             });
         }
         return;
@@ -127,18 +141,27 @@ fn admit(stream: TcpStream, entry: &Entry, proxy: &Arc<Proxy>) {
     // Answers are written whole: nothing is won by waiting for more.
     let _ = stream.set_nodelay(true);
     let Ok(local) = stream.local_addr() else { return };
-    let (proxy, entry) = (Arc::clone(proxy), entry.clone());
+    let (proxy, door, place) = (Arc::clone(proxy), door.clone(), Arc::new(place));
     tokio::spawn(async move {
-        let _place = place;
         let ended = proxy.drain.ended.clone();
-        let mut served = pin!(speak(stream, &proxy, local, entry));
-        tokio::select! {
-            () = &mut served => return,
-            () = ended.cancelled() => {}
+        match door {
+            Door::Plain(entry) => {
+                until(ended, speak(Socket::Tcp(stream), BytesMut::new(), &proxy, local, entry, place)).await;
+            }
+            Door::Tls => until(ended, inside::accept(stream, &proxy, local, place)).await,
         }
-        // What has no answer yet gets one: some apps repeat a request whose connection just closes.
-        let _ = timeout(shutdown::FAREWELL, served).await;
     });
+}
+
+/// Serves a connection to its end, or until the drain ends and a moment more.
+pub(crate) async fn until(ended: CancellationToken, served: impl Future<Output = ()>) {
+    let mut served = pin!(served);
+    tokio::select! {
+        () = &mut served => return,
+        () = ended.cancelled() => {}
+    }
+    // What has no answer yet gets one: some apps repeat a request whose connection just closes.
+    let _ = timeout(shutdown::FAREWELL, served).await;
 }
 
 /// Answers 503 without reading the request, and waits a moment so that the app can read that.
@@ -167,43 +190,48 @@ fn render(answer: &Response<Bytes>) -> Vec<u8> {
     text
 }
 
-/// Finds out what the app speaks, and speaks it.
-async fn speak(stream: TcpStream, proxy: &Arc<Proxy>, local: SocketAddr, entry: Entry) {
+/// Finds out what the app speaks, and speaks it. `first` was read already.
+pub(crate) async fn speak(
+    stream: Socket,
+    first: BytesMut,
+    proxy: &Arc<Proxy>,
+    local: SocketAddr,
+    entry: Entry,
+    place: Arc<Place>,
+) {
     let limits = proxy.table.load().config.limits.clone();
     let drain = Arc::clone(&proxy.drain);
     let proxy = Arc::clone(proxy);
     let deadline = Instant::now() + limits.header_timeout;
-    let Some((stream, first)) = sniff(stream, deadline).await else { return };
+    let Some((stream, first)) = sniff(stream, first, deadline).await else { return };
     if first.starts_with(PREFACE) {
-        let connection = Arc::new(Connection { proxy, entry, local, link: None });
+        let connection = Arc::new(Connection { proxy, entry, local, link: None, place });
         let handler = move |request| answering(&connection, request);
         let begun = drain.begun.clone();
         http2(Replayed::new(stream, first.freeze()), &limits, begun, handler).await;
     } else {
         let link = Arc::new(Link::default());
-        let connection = Arc::new(Connection { proxy, entry, local, link: Some(Arc::clone(&link)) });
+        let connection = Arc::new(Connection { proxy, entry, local, link: Some(Arc::clone(&link)), place });
         let handler = move |request| answering(&connection, request);
         http1(stream, first, deadline, link, &limits, handler).await;
     }
 }
 
 /// Reads until it is clear whether the app speaks HTTP/2. `None` where it fell silent or hung up before its first byte.
-async fn sniff(mut stream: TcpStream, deadline: Instant) -> Option<(TcpStream, BytesMut)> {
-    let mut first = BytesMut::with_capacity(FIRST_READ);
-    loop {
+async fn sniff(mut stream: Socket, mut first: BytesMut, deadline: Instant) -> Option<(Socket, BytesMut)> {
+    while first.is_empty() || (first.len() < PREFACE.len() && PREFACE.starts_with(&first)) {
+        first.reserve(FIRST_READ);
         match timeout_at(deadline, stream.read_buf(&mut first)).await {
             Ok(Ok(n)) if n > 0 => {}
-            Ok(Ok(_)) | Err(_) if !first.is_empty() => return Some((stream, first)),
+            Ok(Ok(_)) | Err(_) if !first.is_empty() => break,
             Ok(Ok(_) | Err(_)) | Err(_) => return None,
         }
-        if first.len() >= PREFACE.len() || !PREFACE.starts_with(&first) {
-            return Some((stream, first));
-        }
     }
+    Some((stream, first))
 }
 
 /// Serves HTTP/1 until the connection is closed.
-async fn http1<H>(stream: TcpStream, first: BytesMut, deadline: Instant, link: Arc<Link>, limits: &Limits, handler: H)
+async fn http1<H>(stream: Socket, first: BytesMut, deadline: Instant, link: Arc<Link>, limits: &Limits, handler: H)
 where
     H: Fn(Request<Incoming>) -> Answering + Send + 'static,
 {
@@ -296,7 +324,7 @@ mod tests {
         let log = Arc::clone(&seen);
         tokio::spawn(async move {
             let deadline = Instant::now() + limits.header_timeout;
-            let Some((stream, first)) = sniff(stream, deadline).await else { return };
+            let Some((stream, first)) = sniff(Socket::Tcp(stream), BytesMut::new(), deadline).await else { return };
             if first.starts_with(PREFACE) {
                 let handler = move |request| -> Answering {
                     let answer = handler(request, Arc::default());
@@ -538,7 +566,7 @@ mod tests {
         let (mut app, _) = serving(limits(), |mut request, link| async move {
             let upgrade = hyper::upgrade::on(&mut request);
             tokio::spawn(async move {
-                let Ok(mut side) = crate::proxy::tunnel::app_side(upgrade.await.unwrap()) else { return };
+                let mut side = crate::proxy::tunnel::app_side(upgrade.await.unwrap());
                 let mut got = [0; 8];
                 side.read_exact(&mut got).await.unwrap();
                 side.write_all(&got).await.unwrap();

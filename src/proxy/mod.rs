@@ -3,11 +3,13 @@
 pub mod body;
 pub(crate) mod head;
 pub(crate) mod headers;
+pub(crate) mod inside;
 pub(crate) mod io;
 pub mod listener;
 pub(crate) mod record;
 pub(crate) mod relay;
 pub(crate) mod respond;
+pub(crate) mod socket;
 pub(crate) mod target;
 pub(crate) mod tunnel;
 pub(crate) mod unwind;
@@ -30,10 +32,12 @@ use tokio::time::Instant;
 
 use crate::error::{Error, HeadBound, Result};
 use crate::message::{AppBody, Outbound};
-use crate::origin::Origin;
+use crate::origin::{Origin, Scheme};
 use crate::policy::carry::Carry;
 use crate::proxy::body::ResponseBody;
+use crate::proxy::inside::Inside;
 use crate::proxy::io::Link;
+use crate::proxy::listener::Place;
 use crate::proxy::record::Record;
 use crate::proxy::respond::Asked;
 use crate::proxy::target::{Form, Target};
@@ -98,6 +102,8 @@ pub enum Entry {
     Any,
     /// An upstream's own `listen`.
     Upstream(Arc<str>),
+    /// A tunnel that is intercepted.
+    Inside(Arc<Inside>),
 }
 
 /// One connection of an app's, as its requests see it.
@@ -110,6 +116,8 @@ pub(crate) struct Connection {
     pub(crate) local: SocketAddr,
     /// Present on HTTP/1.
     pub(crate) link: Option<Arc<Link>>,
+    /// Its place among `limits.max_connections`; what is inside a tunnel has that of the tunnel.
+    pub(crate) place: Arc<Place>,
 }
 
 /// What a request comes to.
@@ -120,6 +128,8 @@ enum Outcome {
     Upgrade(Response<Carry<UpstreamBody>>, OnUpgrade),
     /// The tunnel's connection, and how to get at the app's.
     Tunnel(TcpStream, OnUpgrade),
+    /// A tunnel that ends here.
+    Inside(Arc<Upstream>, Target, OnUpgrade),
 }
 
 /// Where a request goes.
@@ -169,6 +179,9 @@ pub(crate) fn serve(
             Ok(Outcome::Answer(response)) => answered(&connection, response, asked, old, record),
             Ok(Outcome::Upgrade(response, app)) => return upgraded(&connection, response, app, record),
             Ok(Outcome::Tunnel(stream, app)) => return tunnelled(&connection, stream, app, record),
+            Ok(Outcome::Inside(upstream, target, app)) => {
+                return intercepted(&connection, upstream, target, app, record);
+            }
             Err(error) => refused(&connection, error, asked, record),
         };
         if asked.http1 && connection.proxy.drain.begun.is_cancelled() {
@@ -181,6 +194,7 @@ pub(crate) fn serve(
 /// What a request asks of its upstream.
 enum Step {
     Tunnel { upstream: Arc<Upstream>, origin: Origin, app: OnUpgrade },
+    Inside { upstream: Arc<Upstream>, target: Target, app: OnUpgrade },
     Request { upstream: Arc<Upstream>, lane: Arc<Lane>, outbound: Box<Outbound>, app: OnUpgrade, upgrade: bool },
 }
 
@@ -192,6 +206,7 @@ impl Step {
                 let stream = Box::pin(tunnel::connect(&upstream, origin, record)).await?;
                 Ok(Outcome::Tunnel(stream, app))
             }
+            Step::Inside { upstream, target, app } => Ok(Outcome::Inside(upstream, target, app)),
             Step::Request { upstream, lane, outbound, app, upgrade } => {
                 let mut response = lane.policies.request(outbound, &*upstream.transport, &record.exchange).await?;
                 if response.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -233,7 +248,11 @@ fn prepare(
     if version == Version::HTTP_2 {
         headers::check_http2(request.headers())?;
     }
-    let target = target::read(request.method(), request.uri(), version, request.headers())?;
+    let scheme = match &connection.entry {
+        Entry::Inside(inside) => inside.scheme,
+        Entry::Any | Entry::Upstream(_) => Scheme::Http,
+    };
+    let target = target::read(request.method(), request.uri(), version, request.headers(), scheme)?;
     record.asked(target.clone());
     let way = route(connection, table, &target)?;
     record.leads(&way.origin);
@@ -243,6 +262,9 @@ fn prepare(
         record.routed(upstream, &upstream.lane);
         way::may_tunnel(&table.config, upstream.config.as_ref(), &target)?;
         let app = hyper::upgrade::on(&mut request);
+        if upstream.intercepts() {
+            return Ok(Step::Inside { upstream: way.upstream, target, app });
+        }
         return Ok(Step::Tunnel { origin: way::of_tunnel(&target), upstream: way.upstream, app });
     }
 
@@ -291,6 +313,13 @@ fn route(connection: &Connection, table: &Table, target: &Target) -> Result<Way>
         }
         let config = upstream.config.as_ref().ok_or(Error::Misdirected)?;
         return Ok(Way { upstream: Arc::clone(upstream), origin: way::own_port(config)?, keep_host: false });
+    }
+    if let Entry::Inside(inside) = &connection.entry {
+        inside.serves(target)?;
+        // A reload may have ended interception while the connection lives on.
+        let upstream = found.filter(|found| found.intercepts()).ok_or(Error::Misdirected)?;
+        let origin = upstream.origin(target.scheme, target.host.clone(), target.port);
+        return Ok(Way { upstream: Arc::clone(upstream), origin, keep_host: true });
     }
     let upstream = way::admit(&table.config, connection.local, target, found)?.unwrap_or(&table.unmatched);
     let origin = upstream.origin(target.scheme, target.host.clone(), target.port);
@@ -378,6 +407,20 @@ fn tunnelled(
     record.answering(200);
     let idle = record.opened(Instant::now());
     tunnel::start(app, stream, record, idle, connection.proxy.drain.ended.clone());
+    Response::new(ResponseBody::empty())
+}
+
+/// Answers a CONNECT that ends here; what follows is served.
+fn intercepted(
+    connection: &Connection,
+    upstream: Arc<Upstream>,
+    target: Target,
+    app: OnUpgrade,
+    mut record: Box<Record>,
+) -> Response<ResponseBody> {
+    first_byte(&record);
+    record.answering(200);
+    inside::start(app, upstream, target, record, connection);
     Response::new(ResponseBody::empty())
 }
 

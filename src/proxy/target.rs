@@ -12,7 +12,7 @@ use crate::origin::{Host, Scheme, parse_authority};
 /// Where a request wants to go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
-    /// The scheme the app asked with; `http` where the form has none.
+    /// The scheme the app asked with; that of the connection where the form has none.
     pub(crate) scheme: Scheme,
     /// The host.
     pub(crate) host: Host,
@@ -80,14 +80,16 @@ pub(crate) fn own_addresses<'a>(
     std::iter::once(listeners.proxy)
         .chain(listeners.admin)
         .chain(listeners.probes)
+        .chain(listeners.tls)
         .chain(upstreams.iter().filter_map(|upstream| upstream.listen))
 }
 
-/// Reads the target and checks it against the Host header (RFC 9112 section 3.2, RFC 9113 section 8.3.1).
+/// Reads the target and checks it against the Host header (RFC 9112 section 3.2, RFC 9113 section 8.3.1). `plain` is the
+/// scheme of a form that has none: that of the connection.
 ///
 /// # Errors
 /// [`Error::BadRequest`] with what is wrong.
-pub(crate) fn read(method: &Method, uri: &Uri, version: Version, headers: &HeaderMap) -> Result<Target> {
+pub(crate) fn read(method: &Method, uri: &Uri, version: Version, headers: &HeaderMap, plain: Scheme) -> Result<Target> {
     let bad = |what| Err(Error::BadRequest(what));
     let host = host_header(headers, version)?;
     if *method == Method::CONNECT {
@@ -134,7 +136,7 @@ pub(crate) fn read(method: &Method, uri: &Uri, version: Version, headers: &Heade
             let Some((name, port)) = host else {
                 return bad("there is no Host header to say where the request goes");
             };
-            let scheme = scheme.unwrap_or(Scheme::Http);
+            let scheme = scheme.unwrap_or(plain);
             let form = if asterisk { Form::Asterisk } else { Form::Origin };
             Ok(Target { scheme, host: name, port: port.unwrap_or(scheme.default_port()), form })
         }
@@ -182,7 +184,7 @@ mod tests {
     }
 
     fn get(uri: &str, hosts: &[&'static str]) -> Result<Target> {
-        read(&Method::GET, &uri.parse().unwrap(), Version::HTTP_11, &headers(hosts))
+        read(&Method::GET, &uri.parse().unwrap(), Version::HTTP_11, &headers(hosts), Scheme::Http)
     }
 
     #[test]
@@ -198,15 +200,18 @@ mod tests {
     fn a_path_goes_to_the_host_header() {
         let target = get("/v1", &["a:81"]).unwrap();
         assert_eq!((target.authority().as_str(), target.scheme, target.form), ("a:81", Scheme::Http, Form::Origin));
-        let old = read(&Method::GET, &"/".parse().unwrap(), Version::HTTP_10, &headers(&[]));
+        let old = read(&Method::GET, &"/".parse().unwrap(), Version::HTTP_10, &headers(&[]), Scheme::Http);
         assert!(matches!(old, Err(Error::BadRequest(_))));
     }
 
     #[test]
     fn a_connect_of_http_1_0_needs_no_header() {
-        let target = read(&Method::CONNECT, &"a:443".parse().unwrap(), Version::HTTP_10, &headers(&[])).unwrap();
+        let target =
+            read(&Method::CONNECT, &"a:443".parse().unwrap(), Version::HTTP_10, &headers(&[]), Scheme::Http).unwrap();
         assert_eq!((target.authority().as_str(), target.form), ("a", Form::Authority));
-        assert!(read(&Method::CONNECT, &"a:443".parse().unwrap(), Version::HTTP_11, &headers(&[])).is_err());
+        assert!(
+            read(&Method::CONNECT, &"a:443".parse().unwrap(), Version::HTTP_11, &headers(&[]), Scheme::Http).is_err()
+        );
     }
 
     #[test]
@@ -221,7 +226,9 @@ mod tests {
             assert!(matches!(get(uri, &["a"]), Err(Error::BadRequest(_))), "{uri}");
         }
         assert_eq!(
-            read(&Method::OPTIONS, &"*".parse().unwrap(), Version::HTTP_11, &headers(&["a"])).unwrap().form,
+            read(&Method::OPTIONS, &"*".parse().unwrap(), Version::HTTP_11, &headers(&["a"]), Scheme::Http)
+                .unwrap()
+                .form,
             Form::Asterisk
         );
     }
@@ -229,7 +236,7 @@ mod tests {
     #[test]
     fn on_http2_host_may_only_repeat_authority() {
         let read = |hosts: &[&'static str]| {
-            read(&Method::GET, &"http://a/x".parse().unwrap(), Version::HTTP_2, &headers(hosts))
+            read(&Method::GET, &"http://a/x".parse().unwrap(), Version::HTTP_2, &headers(hosts), Scheme::Http)
         };
         assert_eq!(read(&[]).unwrap().form, Form::Origin);
         assert!(read(&["A:80"]).is_ok());

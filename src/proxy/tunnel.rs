@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
@@ -14,6 +15,7 @@ use crate::policy::Dial;
 use crate::proxy::io::{AppIo, Replayed};
 use crate::proxy::record::Record;
 use crate::proxy::relay::{self, Ended, Side};
+use crate::proxy::socket::Socket;
 use crate::upstream::Upstream;
 
 /// Connects to the host and port asked for, under the upstream's policies.
@@ -49,24 +51,21 @@ pub(crate) fn start(
 ) {
     tokio::spawn(async move {
         let Ok(upgraded) = app.await else { return };
-        match app_side(upgraded) {
-            Ok(mut app) => run(&mut app, &mut upstream, &mut record, idle, &ended).await,
-            Err(mut app) => run(&mut app, &mut upstream, &mut record, idle, &ended).await,
-        }
+        run(&mut app_side(upgraded), &mut upstream, &mut record, idle, &ended).await;
     });
 }
 
 /// The app's socket with what it sent early, or its HTTP/2 stream.
-pub(crate) fn app_side(upgraded: Upgraded) -> std::result::Result<Replayed, TokioIo<Upgraded>> {
+pub(crate) fn app_side(upgraded: Upgraded) -> Replayed {
     let parts = match upgraded.downcast::<TokioIo<AppIo>>() {
         Ok(parts) => parts,
-        Err(upgraded) => return Err(TokioIo::new(upgraded)),
+        Err(upgraded) => return Replayed::new(Socket::Stream(Box::new(TokioIo::new(upgraded))), Bytes::new()),
     };
     match parts.io.into_inner().into_parts() {
         Some((stream, held)) => {
             // hyper's own buffer came first off the socket.
             let first = if held.is_empty() { parts.read_buf } else { [parts.read_buf, held].concat().into() };
-            Ok(Replayed::new(stream, first))
+            Replayed::new(stream, first)
         }
         None => unreachable!("the socket is taken here and nowhere else"),
     }

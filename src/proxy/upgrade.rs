@@ -25,9 +25,6 @@ pub(crate) fn start(
         let _carry = carry;
         let (Ok(app), Ok(upstream)) = tokio::join!(app, upstream) else { return };
         let mut upstream = TokioIo::new(upstream);
-        match tunnel::app_side(app) {
-            Ok(mut app) => tunnel::run(&mut app, &mut upstream, &mut record, idle, &ended).await,
-            Err(mut app) => tunnel::run(&mut app, &mut upstream, &mut record, idle, &ended).await,
-        }
+        tunnel::run(&mut tunnel::app_side(app), &mut upstream, &mut record, idle, &ended).await;
     });
 }

@@ -49,7 +49,7 @@ pub(crate) fn may_tunnel(config: &Config, upstream: Option<&config::Upstream>, t
     }
     match upstream.map(|upstream| upstream.connect) {
         Some(config::Connect::Deny) => Err(Error::Denied(Denial::Connect)),
-        Some(config::Connect::Tunnel) | None => Ok(()),
+        Some(config::Connect::Tunnel | config::Connect::Intercept) | None => Ok(()),
     }
 }
 

@@ -22,6 +22,8 @@ pub enum Place {
     Admin,
     /// `listeners.probes`
     Probes,
+    /// `listeners.tls`
+    Tls,
     /// An upstream's own `listen`.
     Upstream(Arc<str>),
 }
@@ -33,6 +35,7 @@ impl Place {
             Place::Proxy => "listeners.proxy".to_owned(),
             Place::Admin => "listeners.admin".to_owned(),
             Place::Probes => "listeners.probes".to_owned(),
+            Place::Tls => "listeners.tls".to_owned(),
             Place::Upstream(name) => format!("upstreams.{name}.listen"),
         }
     }
@@ -174,6 +177,7 @@ fn wanted(config: &Config) -> Vec<(Place, SocketAddr)> {
     let mut wanted = vec![(Place::Proxy, listeners.proxy)];
     wanted.extend(listeners.admin.map(|address| (Place::Admin, address)));
     wanted.extend(listeners.probes.map(|address| (Place::Probes, address)));
+    wanted.extend(listeners.tls.map(|address| (Place::Tls, address)));
     let own = config.upstreams.iter().filter_map(|one| Some((Place::Upstream(one.name.clone()), one.listen?)));
     wanted.extend(own);
     wanted

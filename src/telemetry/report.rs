@@ -190,6 +190,34 @@ impl AttemptResult {
     }
 }
 
+/// How the TLS handshake of an app whose CONNECT is intercepted ended; the label of `outrigger_intercept_handshakes_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handshake {
+    /// It was made.
+    Success,
+    /// It was made for another host than CONNECT named, so all that is asked for is refused.
+    Strayed,
+    /// The app refused the certificate.
+    Rejected,
+    /// It did not end in time.
+    Timeout,
+    /// Anything else.
+    Failed,
+}
+
+impl Handshake {
+    /// The label.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Handshake::Success => "success",
+            Handshake::Strayed => "strayed",
+            Handshake::Rejected => "rejected",
+            Handshake::Timeout => "timeout",
+            Handshake::Failed => "failed",
+        }
+    }
+}
+
 /// What happens to one upstream.
 pub struct UpstreamReport {
     name: Arc<str>,
@@ -199,6 +227,7 @@ pub struct UpstreamReport {
     retried: Retried,
     retries_skipped: [IntCounter; Skipped::ALL.len()],
     client_retries: IntCounterVec,
+    handshakes: IntCounterVec,
     /// The few sources there are, as they are met.
     client_retry_sources: Mutex<Vec<(&'static str, IntCounter)>>,
     rejected: [IntCounter; Rejected::ALL.len()],
@@ -217,6 +246,7 @@ pub struct UpstreamReport {
     lazy: Lazy,
     connect_log: Throttle,
     budget_log: Throttle,
+    handshake_log: Throttle,
 }
 
 /// Children of `outrigger_retries_total`.
@@ -248,6 +278,7 @@ impl UpstreamReport {
             retries_skipped: Skipped::ALL
                 .map(|reason| families.retries_skipped.with_label_values(&[name, reason.as_str()])),
             client_retries: families.client_retries.clone(),
+            handshakes: families.intercept_handshakes.clone(),
             client_retry_sources: Mutex::default(),
             rejected: Rejected::ALL.map(|reason| families.rejected.with_label_values(&[name, reason.as_str()])),
             rate_limit_wait: Families::of_upstream(&families.rate_limit_wait, name),
@@ -264,6 +295,7 @@ impl UpstreamReport {
             lazy: Lazy::new(),
             connect_log: Throttle::new(),
             budget_log: Throttle::new(),
+            handshake_log: Throttle::new(),
         }
     }
 
@@ -323,6 +355,24 @@ impl UpstreamReport {
         let counter = self.lazy.child(&self.client_retries, &[&self.name, source]);
         counter.inc();
         sources.push((source, counter));
+    }
+
+    /// An app's TLS was ended, or not. What an operator has to mend is a warning, once a second.
+    pub fn handshake(&self, result: Handshake, detail: &str) {
+        self.lazy.child(&self.handshakes, &[&self.name, result.as_str()]).inc();
+        let upstream = &*self.name;
+        let advice = match result {
+            Handshake::Success => return,
+            Handshake::Rejected => {
+                "an app refused the certificate: have it trust Outrigger's CA, as `outrigger ca env` says"
+            }
+            Handshake::Strayed => "an app named another host in TLS than in CONNECT: its requests are refused",
+            Handshake::Timeout | Handshake::Failed => "an app's TLS handshake failed",
+        };
+        match self.handshake_log.pass(Instant::now()) {
+            Some(suppressed) => tracing::warn!(upstream, result = result.as_str(), detail, suppressed, "{advice}"),
+            None => tracing::debug!(upstream, result = result.as_str(), detail, "{advice}"),
+        }
     }
 
     /// A request was refused by Outrigger.

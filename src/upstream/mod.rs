@@ -66,6 +66,11 @@ impl Upstream {
         route.map_or(&self.lane, |at| &self.routes[at].1)
     }
 
+    /// Whether its tunnels end here.
+    pub fn intercepts(&self) -> bool {
+        self.config.as_ref().is_some_and(|config| config.connect == config::Connect::Intercept)
+    }
+
     /// All lanes, the upstream's own first.
     pub fn lanes(&self) -> impl Iterator<Item = &Arc<Lane>> {
         std::iter::once(&self.lane).chain(self.routes.iter().map(|(_, lane)| lane))

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use crate::address::AddressSet;
 use crate::config::{self, Config};
+use crate::intercept::Interception;
 use crate::origin::Host;
 use crate::policy::policies::{self, Heritage, OwnState, Policies};
 use crate::policy::replay::ReplayMemory;
@@ -34,6 +35,8 @@ pub struct Table {
     pub connector: Arc<Connector>,
     /// Replay buffers of the whole process.
     pub replay: Arc<ReplayMemory>,
+    /// For upstreams that are intercepted.
+    pub(crate) interception: Option<Arc<Interception>>,
     index: Index,
 }
 
@@ -102,9 +105,14 @@ impl Table {
                 None
             }
         };
+        let before = old.and_then(|old| old.interception.as_ref());
+        let interception = Interception::evolve(before, &config).unwrap_or_else(|problem| {
+            problems.push(format!("intercept: {problem}"));
+            None
+        });
         let Some(unmatched) = unmatched.filter(|_| problems.is_empty()) else { return Err(problems) };
         let index = Index::new(&config.upstreams);
-        Ok(Table { config, upstreams, unmatched, connector, replay: replay.clone(), index })
+        Ok(Table { config, upstreams, unmatched, connector, replay: replay.clone(), interception, index })
     }
 
     /// The table is in place: state that it took over goes by the new settings from now on, and `old`'s pools that it did

@@ -11,6 +11,7 @@ mod docs;
 mod explain;
 mod hangups;
 mod inject;
+mod intercept;
 mod limits;
 mod operator;
 #[cfg(feature = "otlp")]

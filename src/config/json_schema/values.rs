@@ -42,6 +42,7 @@ pub(super) fn value(kind: Kind) -> Json {
         | Kind::CountOrOff
         | Kind::Ratio
         | Kind::Boolean
+        | Kind::Switch
         | Kind::Ports
         | Kind::Listen
         | Kind::ListenOrOff
@@ -119,6 +120,13 @@ pub(super) fn named(kind: Kind) -> Option<(&'static str, Json)> {
         Kind::Boolean => (
             "switch",
             json!({"description": "true or false.", "type": ["boolean", "string", "null"], "pattern": REFERENCE_ALONE}),
+        ),
+        Kind::Switch => (
+            "switch_or_off",
+            json!({
+                "description": "true, false or off.",
+                "type": ["boolean", "string", "null"], "pattern": one("off"), "examples": ["off"],
+            }),
         ),
         Kind::Ports => (
             "ports",

@@ -35,7 +35,6 @@ pub(in crate::telemetry) struct Families {
     pub(in crate::telemetry) bytes: IntCounterVec,
     pub(in crate::telemetry) budget_remaining: IntGaugeVec,
     pub(in crate::telemetry) certificate_expiry: IntGaugeVec,
-    /// Nothing counts into it until interception is built; it is here so that its name is taken.
     pub(in crate::telemetry) intercept_handshakes: IntCounterVec,
     pub(in crate::telemetry) replay_bytes: IntGauge,
     pub(in crate::telemetry) downstream_connections: IntGauge,

@@ -108,6 +108,7 @@ pub(crate) fn likely(kind: Kind, index: &Index) -> &'static str {
         Kind::CountOrOff => &["off", "2", "'${W}'", "false"],
         Kind::Ratio => &["0.2", "1", "5e-1"],
         Kind::Boolean => &["true", "False"],
+        Kind::Switch => &["true", "off", "False"],
         Kind::Choice(words) => words,
         Kind::One(Item::ServerName) | Kind::List(Item::HostPattern) => &["b.example", "[b.example, '*.c.example:80']"],
         Kind::One(Item::Name) => &["q", "404"],

@@ -6,10 +6,12 @@ mod client;
 mod origin;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use outrigger::app::App;
 use outrigger::config::load::{Options, load};
+use outrigger::reload::Status;
 
 pub(crate) use client::Client;
 pub(crate) use origin::Origin;
@@ -17,10 +19,12 @@ pub(crate) use origin::Origin;
 /// Longer than anything here takes, shorter than anybody's patience.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
+const LISTENERS: &str = "proxy: \"127.0.0.1:0\", admin: off, probes: \"127.0.0.1:0\"";
+
 /// A whole proxy, on free ports.
 pub(crate) struct Proxy {
     app: Option<App>,
-    _file: tempfile::NamedTempFile,
+    file: tempfile::NamedTempFile,
 }
 
 impl Proxy {
@@ -35,14 +39,18 @@ impl Proxy {
 
     /// From everything but `version` and `listeners`.
     pub(crate) async fn start(text: &str) -> Proxy {
-        let text =
-            format!("version: 1\nlisteners: {{proxy: \"127.0.0.1:0\", admin: off, probes: \"127.0.0.1:0\"}}\n{text}");
+        Proxy::listening(LISTENERS, text).await
+    }
+
+    /// From the keys of `listeners`, and everything but that and `version`.
+    pub(crate) async fn listening(listeners: &str, text: &str) -> Proxy {
+        let text = format!("version: 1\nlisteners: {{{listeners}}}\n{text}");
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), &text).unwrap();
         let loaded = load(file.path(), Options::default()).unwrap();
         let Some(config) = loaded.config else { panic!("{text}\n{:?}", loaded.problems) };
         let app = App::start(config, file.path().to_owned()).unwrap();
-        Proxy { app: Some(app), _file: file }
+        Proxy { app: Some(app), file }
     }
 
     /// Where a listener is: `proxy`, `probes`, or an upstream's name.
@@ -67,6 +75,17 @@ impl Proxy {
         let mut client = Client::connect(self.address("probes")).await;
         client.send(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n").await;
         String::from_utf8_lossy(&client.rest().await).into_owned()
+    }
+
+    /// Takes another configuration into service, as [`Proxy::start`] takes it.
+    pub(crate) async fn reload(&self, text: &str) -> Arc<Status> {
+        std::fs::write(self.file.path(), format!("version: 1\nlisteners: {{{LISTENERS}}}\n{text}")).unwrap();
+        self.app.as_ref().unwrap().reload_now().await
+    }
+
+    /// Drains. True where nothing was cut short.
+    pub(crate) async fn drain(&self) -> bool {
+        self.app.as_ref().unwrap().drain().await
     }
 
     /// Ends it.

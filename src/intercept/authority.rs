@@ -1,0 +1,165 @@
+//! The CA that the app trusts: brought from outside, or made here.
+
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CidrSubnet, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
+    GeneralSubtree, IsCa, Issuer, KeyPair, KeyUsagePurpose, NameConstraints, PKCS_ECDSA_P256_SHA256, SanType,
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use time::OffsetDateTime;
+
+use crate::config::HostPattern;
+use crate::origin::Host;
+
+/// How long a CA that is made here is valid.
+const YEAR: Duration = Duration::from_secs(365 * 86400);
+/// How long a leaf is valid.
+const DAY: Duration = Duration::from_secs(86400);
+/// Clocks differ: validity begins so much earlier.
+const BACKDATED: Duration = Duration::from_secs(3600);
+
+/// A CA with its key.
+pub(crate) struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    /// The CA's certificate, then what is above it: sent behind each leaf.
+    chain: Vec<CertificateDer<'static>>,
+    not_after: SystemTime,
+}
+
+/// A certificate for one host, and until when it is good.
+pub(crate) struct Signed {
+    /// The leaf, then the CA.
+    pub(crate) chain: Vec<CertificateDer<'static>>,
+    /// When it ends.
+    pub(crate) not_after: SystemTime,
+}
+
+impl Authority {
+    /// A CA brought from outside. `chain` begins with its own certificate.
+    ///
+    /// # Errors
+    /// A sentence: it is no CA, has expired, or its key can't be used.
+    pub(crate) fn given(chain: Vec<CertificateDer<'static>>, key: &PrivateKeyDer<'_>) -> Result<Authority, String> {
+        let first = chain.first().ok_or("holds no certificate")?;
+        let (_, parsed) = x509_parser::parse_x509_certificate(first).map_err(|_| "can't be parsed".to_owned())?;
+        if !parsed.is_ca() {
+            return Err("is no CA's certificate (`CA:TRUE` is missing), so apps would refuse what it signs".to_owned());
+        }
+        let signs = parsed.key_usage().ok().flatten().is_none_or(|usage| usage.value.key_cert_sign());
+        if !signs {
+            return Err("may not sign certificates (its key usage lacks `keyCertSign`)".to_owned());
+        }
+        let not_after = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0);
+        let not_after = SystemTime::UNIX_EPOCH + Duration::from_secs(not_after);
+        let key = KeyPair::try_from(key).map_err(|error| format!("has a key that can't sign: {error}"))?;
+        let issuer = Issuer::from_ca_cert_der(first, key).map_err(|error| format!("can't be used: {error}"))?;
+        Ok(Authority { issuer, chain, not_after })
+    }
+
+    /// A new CA, and its key as PEM. With `hosts` it may sign for these alone (RFC 5280 section 4.2.1.10).
+    ///
+    /// # Errors
+    /// What kept it from being made.
+    pub(crate) fn generate(
+        hosts: Option<&[HostPattern]>,
+        now: SystemTime,
+    ) -> Result<(Authority, zeroize::Zeroizing<String>), String> {
+        let made = || -> Result<_, rcgen::Error> {
+            let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+            let mut params = CertificateParams::default();
+            let mut name = DistinguishedName::new();
+            name.push(DnType::CommonName, format!("Outrigger CA {:08x}", fastrand::u32(..)));
+            params.distinguished_name = name;
+            params.not_before = stamp(now - BACKDATED);
+            params.not_after = stamp(now + YEAR);
+            params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+            params.name_constraints = hosts.map(constraints);
+            let certificate = params.self_signed(&key)?;
+            let pem = zeroize::Zeroizing::new(key.serialize_pem());
+            Ok((certificate.der().clone(), Issuer::new(params, key), pem))
+        };
+        let (certificate, issuer, pem) = made().map_err(|error| format!("a CA can't be made: {error}"))?;
+        Ok((Authority { issuer, chain: vec![certificate], not_after: now + YEAR }, pem))
+    }
+
+    /// Signs a certificate for one host and a key. It is good for a day, but no longer than the CA.
+    ///
+    /// # Errors
+    /// What kept it from being signed.
+    pub(crate) fn sign(&self, host: &Host, key: &KeyPair, now: SystemTime) -> Result<Signed, String> {
+        let mut params = CertificateParams::default();
+        let mut name = DistinguishedName::new();
+        let text = host.to_string();
+        // A common name has at most 64 characters (RFC 5280 appendix A.1); what counts is the alternative name.
+        if text.len() <= 64 {
+            name.push(DnType::CommonName, text.clone());
+        }
+        params.distinguished_name = name;
+        params.subject_alt_names = vec![match host {
+            Host::Ip(ip) => SanType::IpAddress(*ip),
+            Host::Name(_) => SanType::DnsName(text.try_into().map_err(|error: rcgen::Error| error.to_string())?),
+        }];
+        let not_after = (now + DAY).min(self.not_after);
+        params.not_before = stamp(now - BACKDATED);
+        params.not_after = stamp(not_after);
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        // Python's strict verification wants it.
+        params.use_authority_key_identifier_extension = true;
+        let leaf = params.signed_by(key, &self.issuer).map_err(|error| error.to_string())?;
+        let chain = std::iter::once(leaf.der().clone()).chain(self.chain.iter().cloned()).collect();
+        Ok(Signed { chain, not_after })
+    }
+
+    /// The CA's own certificate, then what is above it.
+    pub(crate) fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
+    }
+
+    /// When the CA ends.
+    pub(crate) fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+}
+
+fn stamp(at: SystemTime) -> OffsetDateTime {
+    at.into()
+}
+
+/// What a CA for these hosts may sign. A name stands for itself and what is below it: there is no narrower way to say it.
+fn constraints(hosts: &[HostPattern]) -> NameConstraints {
+    let mut permitted = Vec::new();
+    let mut named = false;
+    let (mut v4, mut v6) = (false, false);
+    for pattern in hosts {
+        permitted.push(match &pattern.host {
+            Host::Name(name) => {
+                named = true;
+                GeneralSubtree::DnsName(name.to_string())
+            }
+            Host::Ip(IpAddr::V4(ip)) => {
+                v4 = true;
+                GeneralSubtree::IpAddress(CidrSubnet::V4(ip.octets(), [255; 4]))
+            }
+            Host::Ip(IpAddr::V6(ip)) => {
+                v6 = true;
+                GeneralSubtree::IpAddress(CidrSubnet::V6(ip.octets(), [255; 16]))
+            }
+        });
+    }
+    // A kind of name that nothing permits by name is not constrained at all, so it is excluded whole.
+    let mut excluded = Vec::new();
+    if !named {
+        excluded.push(GeneralSubtree::DnsName(String::new()));
+    }
+    if !v4 && !v6 {
+        excluded.push(GeneralSubtree::IpAddress(CidrSubnet::V4([0; 4], [0; 4])));
+        excluded.push(GeneralSubtree::IpAddress(CidrSubnet::V6([0; 16], [0; 16])));
+    }
+    NameConstraints { permitted_subtrees: permitted, excluded_subtrees: excluded }
+}

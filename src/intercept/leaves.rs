@@ -1,0 +1,167 @@
+//! Leaf certificates, made when an app first asks for a host, and kept.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
+use rustls::ServerConfig;
+use rustls::crypto::aws_lc_rs;
+use rustls::server::{ProducesTickets, ServerSessionMemoryCache, StoresServerSessions};
+use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
+use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+
+use crate::intercept::authority::Authority;
+use crate::origin::Host;
+
+/// Leaves that are kept; the one used longest ago makes room.
+const MOST: usize = 1000;
+/// TLS 1.2 sessions that are kept for resumption by identifier; tickets need no room here.
+const SESSIONS: usize = 256;
+/// A leaf with less than this to live is replaced by a new one, so that no app meets one that has just ended.
+const RENEW: Duration = Duration::from_secs(6 * 3600);
+
+/// Certificates for the hosts of one CA, each with the TLS settings that present it.
+pub(crate) struct Leaves {
+    authority: Authority,
+    /// One key for all of them: it never leaves the process, and making one costs more than a signature.
+    key: KeyPair,
+    signing: Arc<dyn SigningKey>,
+    tickets: Arc<dyn ProducesTickets>,
+    sessions: Arc<dyn StoresServerSessions>,
+    kept: Mutex<Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
+    leaves: HashMap<Host, Leaf>,
+    /// Counts uses, to tell which was used longest ago.
+    uses: u64,
+    /// How many were ever made.
+    made: u64,
+}
+
+struct Leaf {
+    tls: Arc<ServerConfig>,
+    not_after: SystemTime,
+    used: u64,
+}
+
+impl Leaves {
+    /// None yet.
+    ///
+    /// # Errors
+    /// What kept a key from being made.
+    pub(crate) fn new(authority: Authority) -> Result<Leaves, String> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|error| error.to_string())?;
+        let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let signing = aws_lc_rs::sign::any_supported_type(&der).map_err(|error| error.to_string())?;
+        let tickets = aws_lc_rs::Ticketer::new().map_err(|error| error.to_string())?;
+        let sessions = ServerSessionMemoryCache::new(SESSIONS);
+        Ok(Leaves { authority, key, signing, tickets, sessions, kept: Mutex::default() })
+    }
+
+    /// Their CA.
+    pub(crate) fn authority(&self) -> &Authority {
+        &self.authority
+    }
+
+    /// TLS settings that present a certificate for this host. It is made at its first use, once, whoever else asks at
+    /// the same time.
+    ///
+    /// # Errors
+    /// What kept it from being made.
+    pub(crate) fn tls(&self, host: &Host, now: SystemTime) -> Result<Arc<ServerConfig>, String> {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.uses += 1;
+        let uses = kept.uses;
+        // One that ends with the CA is never replaced: a new one would end then too.
+        let good = |leaf: &Leaf| leaf.not_after > now + RENEW || leaf.not_after == self.authority.not_after();
+        if let Some(leaf) = kept.leaves.get_mut(host).filter(|leaf| good(leaf)) {
+            leaf.used = uses;
+            return Ok(leaf.tls.clone());
+        }
+        let leaf = self.make(host, uses, now)?;
+        kept.made += 1;
+        if kept.leaves.len() >= MOST && !kept.leaves.contains_key(host) {
+            let oldest = kept.leaves.iter().min_by_key(|(_, leaf)| leaf.used).map(|(host, _)| host.clone());
+            oldest.and_then(|host| kept.leaves.remove(&host));
+        }
+        let tls = leaf.tls.clone();
+        kept.leaves.insert(host.clone(), leaf);
+        Ok(tls)
+    }
+
+    fn make(&self, host: &Host, used: u64, now: SystemTime) -> Result<Leaf, String> {
+        let signed = self.authority.sign(host, &self.key, now)?;
+        let certified = CertifiedKey::new(signed.chain, self.signing.clone());
+        let mut tls = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| error.to_string())?
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        tls.ticketer = self.tickets.clone();
+        tls.session_storage = self.sessions.clone();
+        Ok(Leaf { tls: Arc::new(tls), not_after: signed.not_after, used })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leaves() -> Leaves {
+        let (authority, _) = Authority::generate(None, SystemTime::now()).unwrap();
+        Leaves::new(authority).unwrap()
+    }
+
+    fn made(leaves: &Leaves) -> u64 {
+        leaves.kept.lock().unwrap().made
+    }
+
+    #[test]
+    fn a_leaf_is_made_once_whoever_asks() {
+        let leaves = leaves();
+        let host = Host::parse("api.x.com").unwrap();
+        let now = SystemTime::now();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| leaves.tls(&host, now).unwrap());
+            }
+        });
+        assert_eq!(made(&leaves), 1);
+    }
+
+    #[test]
+    fn a_leaf_is_renewed_well_before_it_ends() {
+        let leaves = leaves();
+        let host = Host::parse("api.x.com").unwrap();
+        let now = SystemTime::now();
+        let hours = |hours: u64| now + Duration::from_secs(hours * 3600);
+        for at in [hours(0), hours(17)] {
+            leaves.tls(&host, at).unwrap();
+        }
+        assert_eq!(made(&leaves), 1);
+        leaves.tls(&host, hours(19)).unwrap();
+        assert_eq!(made(&leaves), 2);
+    }
+
+    #[test]
+    fn the_one_used_longest_ago_makes_room() {
+        let leaves = leaves();
+        let now = SystemTime::now();
+        let host = |n: usize| Host::parse(&format!("h{n}.x.com")).unwrap();
+        for n in 0..MOST {
+            leaves.tls(&host(n), now).unwrap();
+        }
+        leaves.tls(&host(0), now).unwrap();
+        leaves.tls(&host(MOST), now).unwrap();
+        assert_eq!(made(&leaves), MOST as u64 + 1);
+        leaves.tls(&host(0), now).unwrap();
+        assert_eq!(made(&leaves), MOST as u64 + 1);
+        leaves.tls(&host(1), now).unwrap();
+        assert_eq!(made(&leaves), MOST as u64 + 2);
+        assert_eq!(leaves.kept.lock().unwrap().leaves.len(), MOST);
+    }
+}
