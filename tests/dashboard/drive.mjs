@@ -124,7 +124,7 @@ const steps = {
     shop.payments.does = Upstream.answering(500);
     for (let at = 0; at < 2; at++) await shop.proxy.call("payments.test", "/v1/refunds", { method: "POST" });
     shop.payments.does = Upstream.well;
-    await shows(card("payments").locator(".routes"), /Open Route refunds: Cut off after failures/);
+    await shows(card("payments").locator(".routes"), /Route refunds Open Cut off after failures/);
     await shows(card("payments").locator(".pill").first(), "Closed");
     assert.equal(await shop.proxy.call("payments.test", "/v1/charges"), 200);
   },
