@@ -23,6 +23,7 @@ mod guard;
 pub(crate) mod live;
 mod page;
 mod scrape;
+mod seats;
 mod stream;
 
 use std::convert::Infallible;
@@ -42,11 +43,11 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use live::Live;
+use seats::Seats;
 use stream::{Events, Link};
 
 use crate::policy::breaker::Override;
@@ -59,8 +60,6 @@ use crate::telemetry::metrics::Metrics;
 use crate::upstream::Upstream;
 use crate::upstream::table::Table;
 
-/// Connections at once, on each listener: more are closed unanswered.
-const CONNECTIONS: usize = 256;
 /// For a request head, and between two requests of a connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// For a request body.
@@ -97,7 +96,7 @@ pub struct Admin {
 
 /// Serves a listener until `stop` is cancelled or the drain ends.
 pub async fn serve(listener: TcpListener, surface: Surface, admin: Arc<Admin>, stop: CancellationToken) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut seats = Seats::default();
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
@@ -109,20 +108,18 @@ pub async fn serve(listener: TcpListener, surface: Surface, admin: Arc<Admin>, s
             sleep(Duration::from_millis(100)).await;
             continue;
         };
-        if let Ok(place) = places.clone().try_acquire_owned() {
-            let (admin, stop) = (admin.clone(), stop.clone());
-            tokio::spawn(async move {
-                let Ok(local) = stream.local_addr() else { return };
-                let link = Link { local, stop, cut: CancellationToken::new() };
-                let (ended, cut) = (admin.drain.ended.clone(), link.cut.clone());
-                tokio::select! {
-                    () = ended.cancelled() => {}
-                    () = cut.cancelled() => {}
-                    () = connection(stream, surface, admin, link) => {}
-                }
-                drop(place);
-            });
-        }
+        let Some(seat) = seats.take() else { continue };
+        let (admin, stop) = (admin.clone(), stop.clone());
+        tokio::spawn(async move {
+            let (ended, cut) = (admin.drain.ended.clone(), seat.cut.clone());
+            let _leaves = seat.cut.clone().drop_guard();
+            let Ok(local) = stream.local_addr() else { return };
+            tokio::select! {
+                () = ended.cancelled() => {}
+                () = cut.cancelled() => {}
+                () = connection(stream, surface, admin, Link { local, stop, seat }) => {}
+            }
+        });
     }
 }
 

@@ -12,6 +12,7 @@ use http_body::{Body, Frame};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::seats::Seat;
 use crate::config::Secret;
 
 /// Streams at once: far fewer than connections, so that probes and scrapes always get through.
@@ -26,8 +27,8 @@ pub(super) struct Link {
     pub(super) local: SocketAddr,
     /// Cancelled when the listener is closed.
     pub(super) stop: CancellationToken,
-    /// Cuts this connection off.
-    pub(super) cut: CancellationToken,
+    /// Its place among the others of its listener.
+    pub(super) seat: Seat,
 }
 
 /// All who listen.
@@ -62,6 +63,7 @@ impl Audience {
         if all.len() >= STREAMS {
             return None;
         }
+        link.seat.keep();
         all.push(Listener { events: sender, link: link.clone(), token });
         Some((Events { first: Some(first), rest }, Welcome(welcome)))
     }
@@ -76,7 +78,7 @@ impl Audience {
         self.lock().retain(|one| {
             let stays = !one.link.stop.is_cancelled() && one.token.as_ref() == token;
             if !stays {
-                one.link.cut.cancel();
+                one.link.seat.cut.cancel();
             }
             stays && !one.events.is_closed()
         });
@@ -89,7 +91,7 @@ impl Audience {
             Err(mpsc::error::TrySendError::Closed(_)) => false,
             Err(mpsc::error::TrySendError::Full(_)) => {
                 tracing::debug!("a dashboard that reads too slowly was cut off");
-                one.link.cut.cancel();
+                one.link.seat.cut.cancel();
                 false
             }
         });
@@ -139,7 +141,7 @@ mod tests {
     use super::*;
 
     fn link() -> Link {
-        Link { local: "127.0.0.1:1".parse().unwrap(), stop: CancellationToken::new(), cut: CancellationToken::new() }
+        Link { local: "127.0.0.1:1".parse().unwrap(), stop: CancellationToken::new(), seat: Seat::default() }
     }
 
     #[test]
@@ -161,7 +163,7 @@ mod tests {
             audience.tell(&Bytes::from_static(b"x"));
             assert!(events.rest.try_recv().is_ok());
         }
-        assert!(slow.cut.is_cancelled() && !quick.cut.is_cancelled());
+        assert!(slow.seat.cut.is_cancelled() && !quick.seat.cut.is_cancelled());
         assert_eq!(audience.lock().len(), 1);
     }
 
@@ -175,7 +177,7 @@ mod tests {
         let _three = audience.join(&stays, after.clone()).unwrap();
         closed.stop.cancel();
         audience.sort_out(after.as_ref());
-        assert!(old.cut.is_cancelled() && closed.cut.is_cancelled() && !stays.cut.is_cancelled());
+        assert!(old.seat.cut.is_cancelled() && closed.seat.cut.is_cancelled() && !stays.seat.cut.is_cancelled());
         assert_eq!(audience.lock().len(), 1);
     }
 

@@ -1,6 +1,5 @@
 //! `outrigger ca`: what an app needs to trust the CA of `intercept`.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -8,7 +7,7 @@ use clap::{Args, Subcommand};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
-use crate::cli::{ConfigFile, Format, check, print};
+use crate::cli::{ConfigFile, Format, check, complain, print};
 use crate::config::load;
 use crate::config::{Authority, Config, Intercept};
 use crate::intercept::trust::{self, Trust};
@@ -59,8 +58,7 @@ pub(crate) fn ca(options: &Options) -> ExitCode {
     match text(&options.what, path, config) {
         Ok(text) => print(&text),
         Err(reason) => {
-            // Nowhere is left to complain to where standard error is closed.
-            let _ = writeln!(std::io::stderr(), "outrigger: {reason}");
+            complain(&reason);
             ExitCode::FAILURE
         }
     }

@@ -1,6 +1,6 @@
 //! `outrigger demo`: the process around a [`Demo`].
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tokio::runtime::Builder;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::cli::colour;
+use crate::cli::{colour, complain};
 use crate::demo::screen::{Screen, Size, Style};
 use crate::demo::table::Paint;
 use crate::demo::{Demo, lock};
@@ -59,8 +59,7 @@ pub(crate) fn demo(options: &Options) -> ExitCode {
 }
 
 fn failed(reason: &str) -> ExitCode {
-    // Nobody is left to tell that standard error is closed.
-    let _ = writeln!(io::stderr(), "outrigger: {reason}");
+    complain(reason);
     ExitCode::FAILURE
 }
 

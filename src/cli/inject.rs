@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use crate::cli::print;
+use crate::document::printable;
 use crate::inject::{self, IMAGE, Injected, Level, separate};
 
 /// What `inject` is told.
@@ -140,8 +141,7 @@ fn known(seen: &[String]) -> String {
 
 /// Nowhere is left to complain to where standard error is closed.
 fn say(line: &str) {
-    let line: String = line.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    let _ = writeln!(io::stderr(), "{line}");
+    let _ = writeln!(io::stderr(), "{}", printable(line));
 }
 
 fn config_map_name(name: &str) -> Result<String, String> {

@@ -1,12 +1,11 @@
 //! `outrigger man`: manual pages.
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Args, Command};
 use clap_mangen::Man;
 
-use crate::cli::print;
+use crate::cli::{complain, print};
 
 /// What `man` is told.
 #[derive(Args, Debug)]
@@ -32,7 +31,8 @@ pub(crate) fn man(options: &Options, mut cli: Command) -> ExitCode {
             None => {
                 let known: Vec<&str> = page.get_subcommands().map(Command::get_name).collect();
                 let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-                return complain(&format!("`{}` has no command `{name}`; it has {known}", page.get_name()), 2);
+                complain(&format!("`{}` has no command `{name}`; it has {known}", page.get_name()));
+                return ExitCode::from(2);
             }
         };
     }
@@ -40,7 +40,10 @@ pub(crate) fn man(options: &Options, mut cli: Command) -> ExitCode {
     let mut text = Vec::new();
     match Man::new(page.clone()).source(source).manual("Outrigger").render(&mut text) {
         Ok(()) => print(&notes(&String::from_utf8_lossy(&text))),
-        Err(error) => complain(&format!("the page can't be written: {error}"), 1),
+        Err(error) => {
+            complain(&format!("the page can't be written: {error}"));
+            ExitCode::FAILURE
+        }
     }
 }
 
@@ -50,10 +53,4 @@ fn notes(page: &str) -> String {
     let Some((before, notes)) = page.split_once(".SH EXTRA\n") else { return page.to_owned() };
     let end = notes.find(".SH ").unwrap_or(notes.len());
     format!("{before}.SH NOTES\n.nf\n{}.fi\n{}", &notes[..end], &notes[end..])
-}
-
-fn complain(message: &str, status: u8) -> ExitCode {
-    // Nowhere is left to complain to where standard error is closed.
-    let _ = writeln!(std::io::stderr(), "outrigger: {message}");
-    ExitCode::from(status)
 }

@@ -102,12 +102,17 @@ pub fn main() -> ExitCode {
 pub(crate) fn print(text: &str) -> ExitCode {
     match std::io::stdout().lock().write_all(text.as_bytes()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            // Nowhere is left to complain to where standard error is closed.
-            let _ = writeln!(std::io::stderr(), "outrigger: standard output can't be written: {error}");
+            complain(&format!("standard output can't be written: {error}"));
             ExitCode::FAILURE
         }
         Ok(()) | Err(_) => ExitCode::SUCCESS,
     }
+}
+
+/// Says on standard error why a command failed.
+pub(crate) fn complain(reason: &str) {
+    // Nowhere is left to complain to where that is closed.
+    let _ = writeln!(std::io::stderr(), "outrigger: {reason}");
 }
 
 /// Whether colours are wanted there: on a terminal, unless `NO_COLOR` is set.

@@ -1,6 +1,5 @@
 //! `outrigger run`: the process around an [`App`].
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
@@ -12,6 +11,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_appender::non_blocking::WorkerGuard;
 
 use crate::app::App;
+use crate::cli::complain;
 use crate::cli::spans::Spans;
 use crate::config::Config;
 use crate::config::load::{self, Options};
@@ -45,8 +45,7 @@ pub fn run(config: PathBuf) -> ExitCode {
     match start(&config) {
         Ok(code) => code,
         Err(reason) => {
-            // Nobody is left to tell that standard error is closed.
-            let _ = writeln!(std::io::stderr(), "outrigger: {reason}");
+            complain(&reason);
             ExitCode::FAILURE
         }
     }

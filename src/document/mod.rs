@@ -7,6 +7,7 @@ pub mod problem;
 pub mod read;
 pub mod tree;
 
+pub(crate) use problem::printable;
 pub use problem::{Place, Problem, Problems};
 pub use read::Reader;
 pub use tree::{Layer, Node};

@@ -2,6 +2,7 @@
 
 use serde_json::Value as Json;
 
+use crate::document::printable;
 use crate::explain::{Case, Destination, Explanation, Pattern, RouteChoice, Setting, Spot};
 use crate::upstream::table::UNMATCHED;
 
@@ -203,7 +204,8 @@ impl Page {
                 self.out.push_str(&format!("{indented}\n"));
                 open.push(setting.setting.clone());
             } else {
-                let shown = printable(&show(&setting.value));
+                let written = show(&setting.value);
+                let shown = printable(&written);
                 let from = from(setting);
                 let line = format!("{indented:<key$}{}", pad(&shown, value));
                 if line.chars().count() + from.chars().count() > WIDTH {
@@ -336,11 +338,6 @@ fn show(value: &Json) -> String {
 fn pad(text: &str, width: usize) -> String {
     let missing = width.saturating_sub(text.chars().count()).max(2);
     format!("{text}{}", " ".repeat(missing))
-}
-
-/// Without control characters, since it goes to a terminal.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 fn wrap(text: &str, width: usize) -> Vec<String> {

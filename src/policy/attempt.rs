@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use http::header::HeaderMap;
-use http::{HeaderName, StatusCode, request};
+use http::{StatusCode, request};
 use tokio::time::Instant;
 
 use crate::error::{Error, Result};
@@ -29,8 +29,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
 /// How long an app's `Expect: 100-continue` waits for the upstream's word before the body is sent all the same.
 const CONTINUE_PATIENCE: Duration = Duration::from_secs(1);
-
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// One request on its way through the pipeline.
 pub(super) struct Call<'a, T> {
@@ -126,7 +124,7 @@ impl<T: Transport> Call<'_, T> {
             && draft.announces.load(Ordering::Relaxed)
         {
             // In the place of the one that is there. What the upstream does is a part of this very attempt.
-            head.headers.insert(TRACEPARENT, spans::traceparent(draft.trace, span, true));
+            head.headers.insert(spans::TRACEPARENT, spans::traceparent(draft.trace, span, true));
         }
         let mut body = match &self.body {
             Some(replay) => AttemptBody::replayed(replay.cursor()),

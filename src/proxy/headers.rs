@@ -4,12 +4,11 @@
 use http::{HeaderMap, HeaderName, HeaderValue, Version, header};
 
 use crate::error::{Error, Result};
-use crate::telemetry::spans::{Parent, traceparent};
+use crate::telemetry::spans::{Parent, TRACEPARENT, traceparent};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
-pub(crate) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const AMZ_SDK_REQUEST: HeaderName = HeaderName::from_static("amz-sdk-request");
 const STAINLESS_RETRY_COUNT: HeaderName = HeaderName::from_static("x-stainless-retry-count");
 const GRPC_PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");

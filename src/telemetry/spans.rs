@@ -7,12 +7,15 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderValue, Version};
+use http::{HeaderName, HeaderValue, Version};
 use tokio::time::Instant;
 
 use crate::error::Error;
 use crate::origin::{Host, Origin};
 use crate::telemetry::report::{RetryReason, Skipped};
+
+/// The header that carries a trace on (W3C Trace Context section 3.1).
+pub const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// What an app's `traceparent` says (W3C Trace Context section 3.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -124,14 +124,14 @@ const steps = {
     shop.payments.does = Upstream.answering(500);
     for (let at = 0; at < 2; at++) await shop.proxy.call("payments.test", "/v1/refunds", { method: "POST" });
     shop.payments.does = Upstream.well;
-    await shows(card("payments").locator(".routes"), /Open Route refunds: Cut off after failures/);
+    await shows(card("payments").locator(".routes"), /Route refunds Open Cut off after failures/);
     await shows(card("payments").locator(".pill").first(), "Closed");
     assert.equal(await shop.proxy.call("payments.test", "/v1/charges"), 200);
   },
 
   async "a Retry-After pauses the upstream, and the pause is shown"() {
     shop.search.does = Upstream.answering(429, { "retry-after": "15" });
-    shop.proxy.call("search.test", "/find", { timeout: 100 });
+    shop.proxy.call("search.test", "/find", { timeout: 1000 });
     await shows(card("search").locator(".pill").first(), "Paused");
     await shows(card("search").locator(".why"), /asked for a pause: [0-9]+ s left/);
     await shows(card("search").locator(".facts"), "Tokens");
@@ -309,6 +309,21 @@ const steps = {
     assert.ok(longest < 1000, `${longest} ms`);
     await picture("many");
     await fits(360);
+  },
+
+  async "a name as long as names may be leaves room for the rest of its failure"() {
+    const name = "a-name-that-is-as-long-as-names-of-upstreams-may-be-in-a-file";
+    shop.proxy.write(`${shop.proxy.text}  ${name}:\n    hosts: [long.test]\n    to: ["http://127.0.0.1:9"]\n    retry: off\n`);
+    await page.locator(`#upstream-${name}`).waitFor();
+    await callUntil("long.test", "/", 502);
+    const row = page.locator("#failures-rows tr").filter({ hasText: name }).first();
+    await row.waitFor();
+    for (const width of [360, 1280]) {
+      await page.setViewportSize({ width, height: 800 });
+      const over = await row.locator("td").evaluateAll((cells) => cells.filter((one) => one.scrollWidth > one.clientWidth && one.className !== "trace").map((one) => one.textContent));
+      assert.deepEqual(over, [], `at ${width}`);
+    }
+    await page.setViewportSize({ width: 1280, height: 800 });
   },
 
   async "the page says what it is before it is told anything, and keeps nothing"() {

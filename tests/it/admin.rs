@@ -1,5 +1,7 @@
 //! Probes and control.
 
+use tokio::net::TcpStream;
+
 use crate::operator::{config, send, start, upstream};
 
 #[tokio::test]
@@ -16,6 +18,18 @@ async fn probes_answer_and_offer_nothing_else() {
         assert_eq!(rig.get("probes", path).await.status, 404, "{path}");
     }
     assert_eq!(rig.ask("probes", "POST", "/reload", "", "").await.status, 404);
+}
+
+#[tokio::test]
+async fn a_probe_is_answered_however_many_connections_hang() {
+    let rig = start(&config(upstream().await.address, ""));
+    for place in ["probes", "admin"] {
+        let mut silent = Vec::new();
+        for _ in 0..300 {
+            silent.push(TcpStream::connect(rig.app.address(place)).await.unwrap());
+        }
+        assert_eq!(rig.get(place, "/livez").await.status, 200, "{place}");
+    }
 }
 
 #[tokio::test]

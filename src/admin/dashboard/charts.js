@@ -72,6 +72,6 @@ function drawSuccess(svg, history) {
 function drawSlow(svg, history) {
   const highest = history.p95_ms.reduce((high, value) => Math.max(high, value ?? 0), 0);
   draw(svg, ".line-p95", line(history.p95_ms, 0, highest, 30));
-  mark(svg, "aria-label", `95 % of requests over 15 minutes took at most: highest ${took(highest)}`);
+  mark(svg, "aria-label", `95 % of requests over 15 minutes took at most: highest ${within(highest)}`);
   return highest;
 }

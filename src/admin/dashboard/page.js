@@ -195,7 +195,7 @@ function failureRow(failure) {
   mark(status, "data-tone", failure.status < 500 ? "warn" : "");
   const row = make("tr", { role: "row", "data-number": failure.number },
     cell("nowrap", moment(failure.at_ms)),
-    cell("nowrap", failure.upstream, route),
+    cell("upstream", failure.upstream, route),
     cell("request", request),
     status,
     cell("reason", make("b", {}, reason), failure.detail ? make("span", {}, failure.detail) : ""),

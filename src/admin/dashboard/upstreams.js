@@ -30,7 +30,9 @@ const CUT_OFF = 0, TROUBLE = 1, BUSY = 2, AT_REST = 3;
 function judge(upstream, quiet) {
   const lanes = upstream.lanes.map((lane) => ({ lane, ...standing(lane) }));
   const own = lanes[0];
-  const others = lanes.slice(1).filter(({ lane }) => (lane.circuit && lane.circuit.own) || (lane.paused_ms !== null && own.lane.paused_ms === null));
+  const others = lanes.slice(1).filter(({ lane }) => (lane.circuit && lane.circuit.own) || (lane.paused_ms !== null && own.lane.paused_ms === null))
+    // What holds for both alike, as an operator's order does, is said once.
+    .map((one) => (one.why === own.why ? { ...one, why: "" } : one));
   const success = upstream.recent.app.success;
   const failing = success !== null && success < 0.99;
   const bad = others.find((one) => one.tone === "bad") || others.find((one) => one.tone === "warn");
@@ -93,8 +95,9 @@ function putRoutes(element, others) {
   element.dataset.shown = text;
   element.replaceChildren(...others.map(({ lane, tone, shape, word, why }) =>
     make("li", {},
+      make("b", {}, `Route ${lane.route}`),
       make("span", { class: "pill", "data-tone": tone, "data-shape": shape }, make("span", { class: "mark", "aria-hidden": "true" }), word),
-      make("span", {}, `Route ${lane.route}`, why ? `: ${why}` : ""))));
+      why ? make("span", { class: "long" }, why) : "")));
 }
 
 function where(upstream) {
@@ -148,8 +151,8 @@ class Card {
       success(parts["app-success"], app.success);
       success(parts["up-success"], up.success);
       for (const which of ["p50", "p95", "p99"]) {
-        put(parts[`app-${which}`], took(app[`${which}_ms`]));
-        put(parts[`up-${which}`], took(up[`${which}_ms`]));
+        put(parts[`app-${which}`], within(app[`${which}_ms`]));
+        put(parts[`up-${which}`], within(up[`${which}_ms`]));
       }
       putFacts(parts.facts, facts(upstream));
     }
@@ -168,7 +171,7 @@ class Card {
       drawTraffic(parts.traffic, history, seconds);
       const low = drawSuccess(parts.success, history);
       put(parts["success-low"], `lowest ${percent(low)}`);
-      put(parts["p95-high"], `highest ${took(drawSlow(parts.slow, history) || null)}`);
+      put(parts["p95-high"], `highest ${within(drawSlow(parts.slow, history) || null)}`);
     }
   }
 

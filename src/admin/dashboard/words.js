@@ -49,11 +49,17 @@ function rate(number) {
 /** How long something took. */
 function took(millis) {
   if (millis === null || millis === undefined) return "–";
-  if (millis >= 60000) return "≥\u00a060\u00a0s";
+  if (millis >= 5400000) return `${(millis / 3600000).toFixed(1)}\u00a0h`;
+  if (millis >= 99500) return `${(millis / 60000).toFixed(1)}\u00a0min`;
   if (millis >= 9950) return `${Math.round(millis / 1000)}\u00a0s`;
   if (millis >= 999.5) return `${(millis / 1000).toFixed(1)}\u00a0s`;
   if (millis >= 9.95) return `${Math.round(millis)}\u00a0ms`;
   return `${millis.toFixed(1)}\u00a0ms`;
+}
+
+/** A percentile: the last bound of the histograms stands for whatever took longer. */
+function within(millis) {
+  return millis >= 60000 ? "≥\u00a060\u00a0s" : took(millis);
 }
 
 /** How long something still lasts: rounded up, since it never ends early. */
