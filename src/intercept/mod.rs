@@ -21,10 +21,15 @@ use trust::Trust;
 use crate::config::{self, Config, Connect, HostPattern, Intercept};
 use crate::origin::Host;
 
+/// What mends a CA that is too narrow.
+const RESTART: &str = "restart the pod, so that a new one is made; with `constrain: off` that one signs for any host";
+
 /// A CA in use. It lives as long as the configuration that names it, over reloads.
 pub(crate) struct Interception {
     settings: Intercept,
-    leaves: Leaves,
+    /// Which `env.sh` names.
+    proxy: SocketAddr,
+    leaves: Arc<Leaves>,
     /// What the CA may sign for; `None`: anything.
     scope: Option<Vec<Host>>,
 }
@@ -39,16 +44,25 @@ impl Interception {
         config: &Config,
     ) -> Result<Option<Arc<Interception>>, String> {
         let Some(settings) = &config.intercept else { return Ok(None) };
-        let hosts = intercepted(config);
-        match old {
-            Some(old) if old.settings.authority == settings.authority && old.settings.dir == settings.dir => {
-                old.covers(&hosts)?;
-                Ok(Some(old.clone()))
+        let (hosts, proxy) = (intercepted(config), config.listeners.proxy);
+        let Some(old) = old.filter(|old| old.serves(settings)) else {
+            let new = Interception::new(settings.clone(), &hosts, proxy)?;
+            if let Some(host) = new.outside(&hosts) {
+                // The app loaded this CA when it started; a new one would break the hosts that work.
+                tracing::error!(%host, "the CA that is kept from before may not sign for this host, so apps refuse it: {RESTART}");
             }
-            Some(_) | None => {
-                Interception::new(settings.clone(), &hosts, config.listeners.proxy).map(|new| Some(Arc::new(new)))
-            }
+            return Ok(Some(Arc::new(new)));
+        };
+        if let Some(host) = old.outside(&hosts) {
+            return Err(format!("{host} is outside what the CA that apps trust may sign for: {RESTART}"));
         }
+        if *settings == old.settings && proxy == old.proxy {
+            return Ok(Some(old.clone()));
+        }
+        let (leaves, scope) = (old.leaves.clone(), old.scope.clone());
+        let new = Interception { settings: settings.clone(), proxy, leaves, scope };
+        new.publish()?;
+        Ok(Some(Arc::new(new)))
     }
 
     fn new(settings: Intercept, hosts: &[HostPattern], proxy: SocketAddr) -> Result<Interception, String> {
@@ -58,10 +72,26 @@ impl Interception {
                 store::generated(key_dir.as_deref(), constrain.then_some(hosts), SystemTime::now())?
             }
         };
-        if let Some(dir) = &settings.dir {
-            store::publish(dir, &Trust { chain: authority.chain() }, proxy)?;
+        let new = Interception { settings, proxy, leaves: Arc::new(Leaves::new(authority)?), scope };
+        new.publish()?;
+        Ok(new)
+    }
+
+    /// Whether the CA is that of these settings. One that was made here stays as it is: apps have loaded it.
+    fn serves(&self, settings: &Intercept) -> bool {
+        use config::Authority::{Generated, Given};
+        match (&self.settings.authority, &settings.authority) {
+            (Generated { key_dir: old, .. }, Generated { key_dir: new, .. }) => old == new,
+            (Given(old), Given(new)) => old == new,
+            (Generated { .. }, Given(_)) | (Given(_), Generated { .. }) => false,
         }
-        Ok(Interception { settings, leaves: Leaves::new(authority)?, scope })
+    }
+
+    fn publish(&self) -> Result<(), String> {
+        match &self.settings.dir {
+            Some(dir) => store::publish(dir, &Trust { chain: self.chain() }, self.proxy),
+            None => Ok(()),
+        }
     }
 
     /// TLS settings that present a certificate for this host.
@@ -77,18 +107,11 @@ impl Interception {
         self.leaves.authority().chain()
     }
 
-    /// Whether apps that trust the CA will accept what it signs for these.
-    fn covers(&self, hosts: &[HostPattern]) -> Result<(), String> {
-        let Some(scope) = &self.scope else { return Ok(()) };
+    /// A host that apps which trust the CA would not accept from it.
+    fn outside(&self, hosts: &[HostPattern]) -> Option<Host> {
+        let scope = self.scope.as_ref()?;
         let outside = hosts.iter().find(|pattern| !scope.iter().any(|within| is_within(&pattern.host, within)));
-        match outside {
-            None => Ok(()),
-            Some(pattern) => Err(format!(
-                "{} is outside what the CA that apps trust may sign for: restart the pod, so that a new one is made, or set \
-                 `constrain: off` before its first start",
-                pattern.host
-            )),
-        }
+        outside.map(|pattern| pattern.host.clone())
     }
 }
 
