@@ -352,16 +352,17 @@ async fn a_name_that_leads_back_to_the_tls_listener_is_a_loop() {
         probe.local_addr().unwrap().port()
     };
     let (ca, key) = (dir.path().join("ca"), dir.path().join("key"));
-    // Without `to`, and a name that the hosts file has, as hostAliases would put it there.
+    // Without `to`, and a name that the hosts file has, as hostAliases would put it there. `localhost` may also be [::1], which the
+    // unspecified address covers.
     let text = format!(
         "intercept: {{generate: true, dir: {}, key_dir: {}}}\nupstreams:\n  api: {{hosts: [localhost], https: intercept, \
          allow_addresses: [loopback]}}\n",
         ca.display(),
         key.display()
     );
-    let listeners = format!("proxy: \"127.0.0.1:0\", admin: off, probes: \"127.0.0.1:0\", tls: \"127.0.0.1:{port}\"");
+    let listeners = format!("proxy: \"127.0.0.1:0\", admin: off, probes: \"127.0.0.1:0\", tls: \"0.0.0.0:{port}\"");
     let proxy = Proxy::listening(&listeners, &text).await;
-    let tcp = TcpStream::connect(proxy.address("tls")).await.unwrap();
+    let tcp = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     let mut stream = tls(&trusting(dir.path(), &[]), "localhost", tcp).await.unwrap();
     let got = ask(&mut stream, &format!("GET / HTTP/1.1\r\nHost: localhost:{port}\r\nConnection: close\r\n\r\n")).await;
     assert!(got.starts_with("HTTP/1.1 508 ") && got.contains(":loop"), "{got}");
