@@ -205,11 +205,12 @@ class Manifests(unittest.TestCase):
                     for app in apps(pod):
                         variables = environment(app)
                         for variable, value in exports:
+                            # Lists keep what the shell has already.
+                            value = (value.partition("}\"")[2] or value).strip("'")
                             if variable == "JAVA_TOOL_OPTIONS":
-                                options = value.partition("}\"")[2].strip("'")
-                                self.assertTrue(variables[variable].startswith(options + " -Dhttp.nonProxyHosts="))
+                                self.assertTrue(variables[variable].startswith(value + " -Dhttp.nonProxyHosts="))
                             else:
-                                self.assertEqual(variables[variable], value.strip("'"))
+                                self.assertEqual(variables[variable], value)
 
     def test_a_ca_is_there_before_the_app_starts_and_outlives_a_restart_of_the_sidecar(self):
         pod = pod_specs(RENDERED["intercept"])[0]

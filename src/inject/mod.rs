@@ -16,7 +16,7 @@
 mod aliases;
 mod change;
 mod edit;
-mod env;
+pub(crate) mod env;
 mod java;
 mod manifest;
 mod pod;

@@ -94,8 +94,9 @@ impl Authority {
         let mut params = CertificateParams::default();
         let mut name = DistinguishedName::new();
         let text = host.to_string();
-        // A common name has at most 64 characters (RFC 5280 appendix A.1); what counts is the alternative name.
-        if text.len() <= 64 {
+        // What counts is the alternative name. A common name has at most 64 characters (RFC 5280 appendix A.1), and OpenSSL takes
+        // an address in it for a DNS name, which the CA's constraints don't permit.
+        if matches!(host, Host::Name(_)) && text.len() <= 64 {
             name.push(DnType::CommonName, text.clone());
         }
         params.distinguished_name = name;
@@ -162,4 +163,48 @@ fn constraints(hosts: &[HostPattern]) -> NameConstraints {
         excluded.push(GeneralSubtree::IpAddress(CidrSubnet::V6([0; 16], [0; 16])));
     }
     NameConstraints { permitted_subtrees: permitted, excluded_subtrees: excluded }
+}
+
+#[cfg(test)]
+mod tests {
+    use x509_parser::extensions::GeneralName;
+    use x509_parser::prelude::X509Certificate;
+
+    use super::*;
+
+    fn leaf_of(host: &str, look: impl FnOnce(&X509Certificate<'_>)) {
+        let host = Host::parse(host).unwrap();
+        let now = SystemTime::now();
+        let (authority, _) = Authority::generate(None, now).unwrap();
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let signed = authority.sign(&host, &key, now).unwrap();
+        assert_eq!(signed.chain.len(), 2);
+        let (_, leaf) = x509_parser::parse_x509_certificate(&signed.chain[0]).unwrap();
+        look(&leaf);
+    }
+
+    #[test]
+    fn a_leaf_has_what_strict_verification_wants() {
+        leaf_of("api.x.com", |leaf| {
+            let names = leaf.subject_alternative_name().unwrap().unwrap();
+            assert_eq!(names.value.general_names, [GeneralName::DNSName("api.x.com")]);
+            assert_eq!(leaf.subject().to_string(), "CN=api.x.com");
+            assert!(!leaf.is_ca() && leaf.basic_constraints().unwrap().unwrap().critical);
+            assert!(leaf.key_usage().unwrap().unwrap().value.digital_signature());
+            assert!(leaf.extended_key_usage().unwrap().unwrap().value.server_auth);
+            // The authority key identifier.
+            assert!(leaf.extensions().iter().any(|one| one.oid.to_id_string() == "2.5.29.35"));
+        });
+    }
+
+    #[test]
+    fn an_address_is_an_alternative_name_alone() {
+        leaf_of("192.0.2.7", |leaf| {
+            assert_eq!(leaf.subject().to_string(), "");
+            let names = leaf.subject_alternative_name().unwrap().unwrap();
+            assert_eq!(names.value.general_names, [GeneralName::IPAddress(&[192, 0, 2, 7])]);
+            // RFC 5280 section 4.2.1.6: where there is no subject.
+            assert!(names.critical);
+        });
+    }
 }
