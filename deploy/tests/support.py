@@ -50,7 +50,9 @@ class Proxy:
         for port in ("127.0.0.1:7171", "127.0.0.1:7172", "[::]:7173"):
             assert port in text, f"the configuration should name {port}"
             text = text.replace(port, "127.0.0.1:0")
-        self.text, self.environment = text, environment or {}
+        # Not into this machine's.
+        self.directory = tempfile.TemporaryDirectory()
+        self.text, self.environment = text.replace("/var/run/outrigger/", self.directory.name + "/"), environment or {}
 
     def __enter__(self):
         self.file = tempfile.NamedTemporaryFile("w", suffix=".yaml")
@@ -72,6 +74,7 @@ class Proxy:
         self.process.wait()
         self.process.stdout.close()
         self.file.close()
+        self.directory.cleanup()
 
     def get(self, listener, path):
         """The body that a listener of Outrigger's own answers with."""

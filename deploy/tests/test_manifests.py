@@ -1,6 +1,7 @@
 """What kustomize makes of deploy/k8s is valid, keeps its promises, and its policies are accepted."""
 
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -16,6 +17,9 @@ NATIVE = ["1.29", "1.37"]
 # Native sidecars came with 1.29; these are for what was before, too.
 OLD = ["1.25", "1.37"]
 BOUNDED = ["network-policy", "force-egress", "everything", "job, bounded"]
+# What components/intercept is in.
+INTERCEPTED = ["intercept", "everything", "job, intercepted"]
+CA, KEY = "/var/run/outrigger/ca", "/var/run/outrigger/key"
 PROXY_VARIABLES = ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"]
 
 RENDERED = {}
@@ -25,7 +29,8 @@ def setUpModule():
     for directory in sorted([K8S / "base", *(K8S / "overlays").iterdir()]):
         RENDERED[directory.name] = render(directory)
     RENDERED["everything"] = compose(
-        ["base"], ["components/" + name for name in ("network-policy", "force-egress", "monitoring", "no-native-sidecar")])
+        ["base"], ["components/" + name for name in ("network-policy", "force-egress", "intercept", "monitoring", "no-native-sidecar")])
+    RENDERED["job, intercepted"] = compose(["overlays/job"], ["components/intercept"])
     RENDERED["job, bounded"] = compose(["overlays/job"], ["components/network-policy"])
 
 
@@ -52,6 +57,10 @@ def policies(documents):
 
 def environment(container):
     return {one["name"]: one["value"] for one in container.get("env", [])}
+
+
+def mounts(container):
+    return {one["name"]: one for one in container.get("volumeMounts", [])}
 
 
 def lacks_native(name):
@@ -89,6 +98,8 @@ class Manifests(unittest.TestCase):
                 with self.subTest(name):
                     one = dict(sidecar(pod))
                     one.pop("env", None)
+                    one["volumeMounts"] = [
+                        mount for mount in one["volumeMounts"] if mount["name"] == "outrigger-config"]
                     self.assertEqual(one, {key: base[key] for key in base if key in one})
                     self.assertEqual(set(base) - set(one), {"restartPolicy"} if lacks_native(name) else set())
 
@@ -151,8 +162,9 @@ class Manifests(unittest.TestCase):
                     for probe, path in (("startupProbe", "/readyz"), ("livenessProbe", "/livez")):
                         self.assertEqual(one[probe]["httpGet"], {"path": path, "port": "outrigger"})
                     self.assertNotIn("readinessProbe", one)
-                    self.assertEqual(one["volumeMounts"], [
-                        {"name": "outrigger-config", "mountPath": "/etc/outrigger", "readOnly": True}])
+                    self.assertEqual(mounts(one)["outrigger-config"], {
+                        "name": "outrigger-config", "mountPath": "/etc/outrigger", "readOnly": True})
+                    self.assertEqual(len(mounts(one)), 3 if name in INTERCEPTED else 1)
                     self.assertIn({"name": "outrigger-config", "configMap": {"name": "outrigger"}}, pod["volumes"])
                     self.assertEqual(one["args"], ["run", "--config", "/etc/outrigger/outrigger.yaml"])
 
@@ -170,6 +182,70 @@ class Manifests(unittest.TestCase):
                 grace = seconds(effective["shutdown"]["grace"])
                 self.assertLess(grace, pod["terminationGracePeriodSeconds"])
                 self.assertLess(seconds(effective["shutdown"]["quiet"]), grace)
+
+    def test_the_app_reads_the_ca_and_only_the_sidecar_its_key(self):
+        for name in INTERCEPTED:
+            for pod in pod_specs(RENDERED[name]):
+                with self.subTest(name):
+                    volumes = {one["name"]: one for one in pod["volumes"]}
+                    for volume in ("outrigger-ca", "outrigger-key"):
+                        self.assertEqual(volumes[volume]["emptyDir"]["medium"], "Memory")
+                    own = mounts(sidecar(pod))
+                    self.assertEqual(own["outrigger-ca"], {"name": "outrigger-ca", "mountPath": CA})
+                    self.assertEqual(own["outrigger-key"], {"name": "outrigger-key", "mountPath": KEY})
+                    others = [one for one in pod.get("initContainers", []) + pod["containers"] if one["name"] != "outrigger"]
+                    for one in others:
+                        self.assertNotIn("outrigger-key", mounts(one))
+                    for app in apps(pod):
+                        self.assertEqual(mounts(app)["outrigger-ca"], {
+                            "name": "outrigger-ca", "mountPath": CA, "readOnly": True})
+
+    def test_the_app_sets_what_the_binary_says_it_must(self):
+        for name in INTERCEPTED:
+            for pod in pod_specs(RENDERED[name]):
+                with self.subTest(name), tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+                    file.write(policies(RENDERED[name]))
+                    file.flush()
+                    given = environment(sidecar(pod))
+                    lines = run(OUTRIGGER, "ca", "env", "--config", file.name, env={**os.environ, **given}).splitlines()
+                    exports = [line.removeprefix("export ").split("=", 1) for line in lines if line.startswith("export ")]
+                    self.assertGreater(len(exports), 10)
+                    for app in apps(pod):
+                        variables = environment(app)
+                        for variable, value in exports:
+                            # Lists keep what the shell has already.
+                            value = (value.partition("}\"")[2] or value).strip("'")
+                            if variable == "JAVA_TOOL_OPTIONS":
+                                self.assertTrue(variables[variable].startswith(value + " -Dhttp.nonProxyHosts="))
+                            else:
+                                self.assertEqual(variables[variable], value)
+
+    def test_a_ca_is_there_before_the_app_starts_and_outlives_a_restart_of_the_sidecar(self):
+        pod = pod_specs(RENDERED["intercept"])[0]
+        with tempfile.TemporaryDirectory() as directory:
+            text = policies(RENDERED["intercept"]).replace("/var/run/outrigger/", directory + "/")
+            file = pathlib.Path(directory) / "ca" / "ca.crt"
+            with Proxy(text, environment(sidecar(pod))) as proxy:
+                proxy.get("probes", "/readyz")
+                first = file.read_text()
+                names = {one.name for one in file.parent.iterdir()}
+                self.assertEqual(names, {"ca.crt", "ca-bundle.crt", "truststore.p12", "env.sh"})
+                self.assertEqual(json.loads(proxy.get("admin", "/config"))["upstreams"]["example"]["https"], "intercept")
+            with Proxy(text, environment(sidecar(pod))):
+                self.assertEqual(file.read_text(), first)
+
+    def test_an_app_with_mounts_of_its_own_is_not_robbed_of_them(self):
+        with tempfile.TemporaryDirectory() as directory, self.assertRaises(AssertionError):
+            base = os.path.relpath(K8S / "base", directory)
+            component = os.path.relpath(K8S / "components" / "intercept", directory)
+            mount = [{"op": "add", "path": "/spec/template/spec/containers/0/volumeMounts", "value": [{"name": "a", "mountPath": "/a"}]}]
+            with_mounts = pathlib.Path(directory) / "mounts"
+            with_mounts.mkdir()
+            (with_mounts / "kustomization.yaml").write_text(json.dumps({
+                "resources": ["../" + base], "patches": [{"target": {"kind": "Deployment"}, "patch": json.dumps(mount)}]}))
+            (pathlib.Path(directory) / "kustomization.yaml").write_text(json.dumps({
+                "resources": ["mounts"], "components": [component]}))
+            render(directory)
 
     def test_the_network_policy_selects_the_pods_and_only_bounds_what_leaves(self):
         for name in BOUNDED:
@@ -240,7 +316,8 @@ class Inject(unittest.TestCase):
 
     def test_what_inject_writes_is_valid(self):
         plain = yaml.safe_dump_all(workloads(), sort_keys=False)
-        for options, versions in (((), NATIVE), (("--no-native",), OLD)):
+        aliased = ("--intercept", "--host-aliases", "api.example.com")
+        for options, versions in (((), NATIVE), (("--no-native",), OLD), (aliased, NATIVE)):
             with self.subTest(options), tempfile.TemporaryDirectory() as directory:
                 text = inject(plain, *options)
                 self.assertEqual(text.count("name: outrigger-config"), 2 * len(workloads()))
@@ -248,9 +325,20 @@ class Inject(unittest.TestCase):
                 file.write_text(text)
                 run(TOOLS / "kubernetes-validate", "--strict", "-k", versions[0], "-k", versions[1], file)
 
+    def test_inject_and_the_component_agree(self):
+        injected = yaml.safe_load(inject(yaml.safe_dump(workloads()[0]), "--intercept"))["spec"]
+        pod = pod_specs(RENDERED["intercept"])[0]
+        self.assertEqual(sorted(mounts(sidecar(injected))), sorted(mounts(sidecar(pod))))
+        self.assertEqual(environment(injected["containers"][0]), environment(apps(pod)[0]))
+        self.assertEqual(mounts(injected["containers"][0]), mounts(apps(pod)[0]))
+        named = lambda pod: {one["name"]: one for one in pod["volumes"]}
+        self.assertEqual(named(injected), named(pod))
+
     def test_base_has_nothing_left_to_inject(self):
-        text = yaml.safe_dump_all(RENDERED["base"])
-        self.assertEqual(inject(text), text)
+        for name, options in (("base", ()), ("intercept", ("--intercept",)), ("intercept", ())):
+            with self.subTest(name, options=options):
+                text = yaml.safe_dump_all(RENDERED[name])
+                self.assertEqual(inject(text, *options), text)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ use clap::Args;
 use crate::cli::print;
 use crate::document::printable;
 use crate::inject::{self, IMAGE, Injected, Level, separate};
+use crate::origin::Host;
 
 /// What `inject` is told.
 #[derive(Args, Debug)]
@@ -29,9 +30,16 @@ pub(crate) struct Options {
     /// Hosts that don't go through Outrigger, besides the cluster's own (commas between them).
     #[arg(long, value_name = "HOSTS", value_delimiter = ',', value_parser = exempt_host)]
     no_proxy: Vec<String>,
-    /// Replace proxy variables that the app sets itself; without it they are left, with a warning.
+    /// Replace variables that the app sets itself; without it they are left, with a warning.
     #[arg(long)]
     overwrite_env: bool,
+    /// Share the CA of `https: intercept` with the app: volumes in memory, and the variables by which runtimes trust it.
+    #[arg(long)]
+    intercept: bool,
+    /// For apps that ignore the proxy variables: names that lead to Outrigger's `listeners.tls` in the pod (commas between
+    /// them).
+    #[arg(long, value_name = "HOSTS", value_delimiter = ',', value_parser = alias, requires = "intercept")]
+    host_aliases: Vec<String>,
     /// An ordinary container instead of a native sidecar, for clusters before Kubernetes 1.29.
     #[arg(long)]
     no_native: bool,
@@ -77,6 +85,8 @@ pub(crate) fn inject(options: &Options) -> ExitCode {
         containers: options.containers.clone(),
         no_proxy: options.no_proxy.iter().filter(|host| !host.is_empty()).cloned().collect(),
         overwrite_env: options.overwrite_env,
+        intercept: options.intercept,
+        aliases: options.host_aliases.clone(),
     };
     let mut out = String::new();
     let (mut refused, mut silent) = (false, true);
@@ -172,5 +182,15 @@ fn exempt_host(host: &str) -> Result<String, String> {
         Ok(host.to_owned())
     } else {
         Err("hosts, domains as .corp.example, addresses and networks, with commas between them".to_owned())
+    }
+}
+
+fn alias(host: &str) -> Result<String, String> {
+    match Host::parse(host.trim()) {
+        Ok(Host::Name(name)) if !name.contains('_') => Ok(name.to_string()),
+        Ok(Host::Name(_) | Host::Ip(_)) | Err(_) => {
+            Err("names of hosts, as api.example.com, with commas between them; /etc/hosts knows no wildcards"
+                .to_owned())
+        }
     }
 }

@@ -21,24 +21,25 @@ pub(crate) const NO_PROXY: [&str; 8] = [
     "$(KUBERNETES_SERVICE_HOST)",
 ];
 /// Both cases of each: curl and wget read lower case only, much else upper case only.
-const PROXIES: [[&str; 2]; 2] = [["HTTP_PROXY", "http_proxy"], ["HTTPS_PROXY", "https_proxy"]];
+const PROXIES: [[&str; 2]; 2] = [["HTTP_PROXY", "http_proxy"], HTTPS];
+const HTTPS: [&str; 2] = ["HTTPS_PROXY", "https_proxy"];
 const EXEMPT: [&str; 2] = ["NO_PROXY", "no_proxy"];
 
 /// A container whose variables are looked at.
 pub(crate) struct Env<'e, 'd> {
-    document: &'e Document<'d>,
-    container: &'e Spot<'d>,
-    name: &'e str,
+    pub(super) document: &'e Document<'d>,
+    pub(super) container: &'e Spot<'d>,
+    pub(super) name: &'e str,
     /// The `env` key, if there is one.
     list: Option<Field<'d>>,
 }
 
 /// A variable that is there.
-struct Present<'d> {
-    item: Spot<'d>,
-    number: usize,
+pub(super) struct Present<'d> {
+    pub(super) item: Spot<'d>,
+    pub(super) number: usize,
     /// Its value where that is written; empty where there is none; `None` where it comes from somewhere else.
-    value: Option<&'d str>,
+    pub(super) value: Option<&'d str>,
 }
 
 /// What leads a container to the proxy.
@@ -47,6 +48,8 @@ pub(crate) struct Lead {
     pub(crate) changes: Vec<Change>,
     /// Whether it is led there at all.
     pub(crate) led: bool,
+    /// Whether it is to trust the CA.
+    pub(crate) trusts: bool,
 }
 
 impl<'e, 'd> Env<'e, 'd> {
@@ -57,7 +60,7 @@ impl<'e, 'd> Env<'e, 'd> {
     }
 
     /// The last of a name, as it is the one that counts.
-    fn present(&self, name: &str) -> Option<Present<'d>> {
+    pub(super) fn present(&self, name: &str) -> Option<Present<'d>> {
         let list = &self.list.as_ref()?.value;
         let number = list.node.items().iter().rposition(|item| self.document.name(item) == Some(name))?;
         let item = list.item(number);
@@ -74,7 +77,8 @@ impl<'e, 'd> Env<'e, 'd> {
     /// What leads the container to the proxy. What the app itself says is left, with a warning, or overwritten where that
     /// is wanted.
     pub(crate) fn lead(&self, options: &Options, notes: &mut Notes) -> Result<Lead, Refusal> {
-        let (mut changes, mut new, mut led) = (Vec::new(), Vec::new(), false);
+        let (mut changes, mut new) = (Vec::new(), Vec::new());
+        let (mut led, mut https) = (false, false);
         for pair in PROXIES {
             let present = pair.map(|name| self.present(name));
             let mut own = present.iter().zip(pair).filter_map(|(present, name)| {
@@ -95,6 +99,7 @@ impl<'e, 'd> Env<'e, 'd> {
                 continue;
             }
             led = true;
+            https |= pair == HTTPS;
             for (present, name) in present.iter().zip(pair) {
                 match present {
                     None => new.push(variable(name, PROXY)),
@@ -106,6 +111,11 @@ impl<'e, 'd> Env<'e, 'd> {
         if led {
             self.exempt(options, notes, &mut changes, &mut new)?;
         }
+        // What neither a variable nor a name leads to Outrigger never sees its certificates.
+        let trusts = options.intercept && (https || !options.aliases.is_empty());
+        if trusts {
+            self.trust(https, options, notes, &mut changes, &mut new)?;
+        }
         if let Some(source) = self.document.read(self.container.node, "envFrom").filter(|node| !node.items().is_empty())
             && !new.is_empty()
         {
@@ -116,7 +126,7 @@ impl<'e, 'd> Env<'e, 'd> {
             notes.warn(source.span.start, message);
         }
         changes.extend(self.add(new));
-        Ok(Lead { changes, led })
+        Ok(Lead { changes, led, trusts })
     }
 
     /// What the app exempts stays exempt, in both cases.
@@ -163,32 +173,37 @@ impl<'e, 'd> Env<'e, 'd> {
 
     /// Takes out what leads to the proxy.
     pub(crate) fn release(&self, options: &Options) -> Result<Vec<Change>, Refusal> {
-        let Some(list) = &self.list else { return Ok(Vec::new()) };
+        let mut changes: Vec<Change> = self.unmount()?.into_iter().collect();
+        let Some(list) = &self.list else { return Ok(changes) };
+        let (trust, changed) = self.distrust(options)?;
+        changes.extend(changed);
         let proxies = PROXIES.as_flattened().iter().filter_map(|name| self.present(name));
-        let mut gone: Vec<Present<'d>> = proxies.filter(|present| present.value == Some(PROXY)).collect();
-        if gone.is_empty() {
-            return Ok(Vec::new());
-        }
+        let mut gone: Vec<usize> =
+            proxies.filter(|present| present.value == Some(PROXY)).map(|present| present.number).collect();
+        let led = !gone.is_empty();
+        gone.extend(trust);
         let ours = extend("", NO_PROXY.into_iter().chain(options.no_proxy.iter().map(String::as_str)));
         let plain = extend("", NO_PROXY.into_iter());
         gone.extend(
             EXEMPT
                 .iter()
                 .filter_map(|name| self.present(name))
-                .filter(|present| present.value == Some(&*ours) || present.value == Some(&*plain)),
+                .filter(|present| led && (present.value == Some(&*ours) || present.value == Some(&*plain)))
+                .map(|present| present.number),
         );
-        if gone.len() == list.value.node.items().len() {
-            return Ok(vec![Change::RemoveKey { map: self.container.path.clone(), entry: list.entry }]);
+        if !gone.is_empty() && gone.len() == list.value.node.items().len() {
+            changes.push(Change::RemoveKey { map: self.container.path.clone(), entry: list.entry });
+            return Ok(changes);
         }
-        gone.sort_by_key(|present| present.number);
-        let remove = |present: Present<'d>| {
-            self.document.refuse_alias(present.item.node, "this variable")?;
-            Ok(Change::RemoveItem { list: list.value.path.clone(), item: present.number })
-        };
-        gone.into_iter().map(remove).collect()
+        gone.sort_unstable();
+        for item in gone {
+            self.document.refuse_alias(list.value.item(item).node, "this variable")?;
+            changes.push(Change::RemoveItem { list: list.value.path.clone(), item });
+        }
+        Ok(changes)
     }
 
-    fn set(&self, present: &Present<'d>, value: String) -> Result<Change, Refusal> {
+    pub(super) fn set(&self, present: &Present<'d>, value: String) -> Result<Change, Refusal> {
         self.document.refuse_alias(present.item.node, "this variable")?;
         let map = present.item.path.clone();
         let value = Value::Text(value);
@@ -227,7 +242,7 @@ impl Present<'_> {
     }
 
     /// Without a password that may be in it.
-    fn shown(&self) -> String {
+    pub(super) fn shown(&self) -> String {
         match self.value {
             None => "from elsewhere".to_owned(),
             Some("") => "empty".to_owned(),
@@ -239,7 +254,7 @@ impl Present<'_> {
     }
 }
 
-fn variable(name: &str, value: &str) -> Value {
+pub(super) fn variable(name: &str, value: &str) -> Value {
     Value::map([("name", Value::text(name)), ("value", Value::text(value))])
 }
 

@@ -10,17 +10,21 @@
 //! | `tree`, `value` | a document with places, and without |
 //! | `manifest` | which objects have pods and where; aliases and merge keys |
 //! | `pod`, `env`, `sidecar` | what a pod needs: as a whole, its variables, the container and its volume |
+//! | `trust`, `java`, `aliases` | what `https: intercept` needs besides: trust in the CA, names that lead to it |
 //! | `change`, `edit`, `render` | changes as data, made in the text, written as YAML or JSON |
 
+mod aliases;
 mod change;
 mod edit;
 pub(crate) mod env;
+mod java;
 mod manifest;
 mod pod;
 mod render;
 mod sidecar;
 mod stream;
 mod tree;
+mod trust;
 mod value;
 
 use std::fmt;
@@ -51,6 +55,10 @@ pub struct Options {
     pub no_proxy: Vec<String>,
     /// Whether proxy variables of the app's own are replaced.
     pub overwrite_env: bool,
+    /// Whether the CA of `https: intercept` is shared with the app.
+    pub intercept: bool,
+    /// Names that mean Outrigger's own `listeners.tls` in the pod; of use with `intercept` alone.
+    pub aliases: Vec<String>,
 }
 
 /// The image that belongs to this build.

@@ -1,9 +1,10 @@
 //! What one pod needs, as changes.
 
+use crate::inject::aliases;
 use crate::inject::change::{Change, Place};
 use crate::inject::env::Env;
 use crate::inject::manifest::{Document, Field, Spot, Workload};
-use crate::inject::sidecar::{self, NAME, VOLUME};
+use crate::inject::sidecar::{self, KEY, NAME};
 use crate::inject::tree::{Body, Node};
 use crate::inject::value::{Value, is_true};
 use crate::inject::{Notes, Options, Refusal};
@@ -21,10 +22,10 @@ pub(crate) struct Plan {
 
 /// A pod that is looked at.
 pub(crate) struct Pod<'d> {
-    document: &'d Document<'d>,
+    pub(super) document: &'d Document<'d>,
     workload: &'d Workload<'d>,
-    options: &'d Options,
-    spec: Spot<'d>,
+    pub(super) options: &'d Options,
+    pub(super) spec: Spot<'d>,
     containers: Field<'d>,
     /// Ordinary and sidecar init containers.
     init: Option<Field<'d>>,
@@ -65,26 +66,35 @@ impl<'d> Pod<'d> {
         let sidecar = self.sidecar(notes)?;
         let mut changes = sidecar.changes;
         let added = changes.len();
-        changes.extend(self.volume(notes)?);
-        let (led, freed, variables) = self.variables(sidecar.ready_from, notes)?;
-        let summary = if changes.is_empty() && variables.is_empty() {
+        changes.extend(self.volumes(notes)?);
+        let aliases = self.aliases(notes)?;
+        let Variables { led, trusting, freed, changes: variables } = self.variables(sidecar.ready_from, notes)?;
+        let summary = if changes.is_empty() && aliases.is_empty() && variables.is_empty() {
             "everything is there already, nothing to do".to_owned()
         } else {
             let what = match (sidecar.word, added, changes.len()) {
                 (word, 1.., _) => format!("sidecar {word}"),
                 (_, 0, 0) => "sidecar as it was".to_owned(),
-                (_, 0, _) => "volume brought up to date".to_owned(),
+                (_, 0, 1) => "volume brought up to date".to_owned(),
+                (_, 0, _) => "volumes brought up to date".to_owned(),
             };
             let list = |names: &[&str]| names.join(", ");
             let mut summary = format!("{what}; proxy variables in {}", list(&led));
             if led.is_empty() {
                 summary = format!("{what}; proxy variables in no container");
             }
+            if !trusting.is_empty() {
+                summary.push_str(&format!("; CA in {}", list(&trusting)));
+            }
+            if !self.options.aliases.is_empty() {
+                summary.push_str(&format!("; 127.0.0.1 is {}", self.options.aliases.join(", ")));
+            }
             if !freed.is_empty() {
                 summary.push_str(&format!("; taken out of {}", list(&freed)));
             }
             summary
         };
+        changes.extend(aliases);
         changes.extend(variables);
         self.warn(notes, !changes.is_empty());
         Ok(Plan { changes, summary })
@@ -167,35 +177,42 @@ impl<'d> Pod<'d> {
         Ok(Change::RemoveKey { map: self.spec.path.clone(), entry: field.entry })
     }
 
-    fn volume(&self, notes: &mut Notes) -> Result<Vec<Change>, Refusal> {
-        let wanted = sidecar::volume(&self.options.config_map);
+    fn volumes(&self, notes: &mut Notes) -> Result<Vec<Change>, Refusal> {
+        let field = self.document.field(&self.spec, "volumes")?;
+        let items = field.as_ref().map_or(&[][..], |field| field.value.node.items());
+        let (mut changes, mut new) = (Vec::new(), Vec::new());
+        for (name, sort, wanted) in sidecar::volumes(self.options) {
+            let present = sidecar::find(self.document, items, name).zip(field.as_ref());
+            let Some((number, field)) = present else {
+                new.push(wanted);
+                continue;
+            };
+            let volume = field.value.item(number);
+            self.document.refuse_alias(volume.node, "this volume")?;
+            if self.document.read(volume.node, sort).is_none() {
+                let sort = if sort == "configMap" { "a plain ConfigMap" } else { "an emptyDir" };
+                let message = format!("the volume {name} is not {sort} and is left as it is");
+                notes.warn(volume.node.span.start, message);
+                continue;
+            }
+            changes.extend(sidecar::converge(self.document, &volume, &wanted)?);
+        }
+        if new.is_empty() {
+            return Ok(changes);
+        }
         let map = self.spec.path.clone();
-        let Some(field) = self.document.field(&self.spec, "volumes")? else {
-            let (key, value) = ("volumes".to_owned(), Value::List(vec![wanted]));
-            return Ok(vec![Change::AddKey { map, key, value, place: Place::Last }]);
-        };
-        let items = field.value.node.items();
-        if items.is_empty() {
-            return Ok(vec![Change::SetValue { map, entry: field.entry, value: Value::List(vec![wanted]) }]);
-        }
-        let Some(number) = sidecar::find(self.document, items, VOLUME) else {
-            let list = field.value.path.clone();
-            return Ok(vec![Change::AddItems { list, items: vec![wanted], front: false }]);
-        };
-        let volume = field.value.item(number);
-        self.document.refuse_alias(volume.node, "this volume")?;
-        if self.document.read(volume.node, "configMap").is_none() {
-            let message = format!("the volume {VOLUME} is not a plain ConfigMap and is left as it is");
-            notes.warn(volume.node.span.start, message);
-            return Ok(Vec::new());
-        }
-        sidecar::converge(self.document, &volume, &wanted)
+        changes.push(match field {
+            None => Change::AddKey { map, key: "volumes".to_owned(), value: Value::List(new), place: Place::Last },
+            Some(field) if items.is_empty() => Change::SetValue { map, entry: field.entry, value: Value::List(new) },
+            Some(field) => Change::AddItems { list: field.value.path, items: new, front: false },
+        });
+        Ok(changes)
     }
 
     /// Which containers are led to the proxy, which no longer, and the changes for that. Init containers that run before
     /// it can't reach it.
     fn variables(&self, ready_from: usize, notes: &mut Notes) -> Result<Variables<'d>, Refusal> {
-        let (mut led, mut freed, mut changes) = (Vec::new(), Vec::new(), Vec::new());
+        let mut all = Variables { led: Vec::new(), trusting: Vec::new(), freed: Vec::new(), changes: Vec::new() };
         let fields = self.init.iter().map(|init| (init, true)).chain([(&self.containers, false)]);
         for (field, init) in fields {
             for number in 0..field.value.node.items().len() {
@@ -209,24 +226,33 @@ impl<'d> Pod<'d> {
                 let reached = !init || self.options.native && number >= ready_from && !other_sidecar;
                 let chosen =
                     self.options.containers.is_empty() || self.options.containers.iter().any(|one| one == name);
+                if !(reached && chosen || self.options.aliases.is_empty()) {
+                    let message = format!(
+                        "--host-aliases hold for the whole pod: container {name} comes to Outrigger too, and is not made to trust it"
+                    );
+                    notes.warn(container.node.span.start, message);
+                }
                 if reached && chosen {
                     self.document.refuse_alias(container.node, "this container")?;
                     let env = Env::new(self.document, &container, name)?;
                     let own = env.lead(self.options, notes)?;
-                    changes.extend(own.changes);
+                    all.changes.extend(own.changes);
                     if own.led {
-                        led.push(name);
+                        all.led.push(name);
+                    }
+                    if own.trusts {
+                        all.trusting.push(name);
                     }
                 } else if !matches!(container.node.body, Body::Alias(_)) {
                     let found = Env::new(self.document, &container, name)?.release(self.options)?;
                     if !found.is_empty() {
-                        freed.push(name);
+                        all.freed.push(name);
                     }
-                    changes.extend(found);
+                    all.changes.extend(found);
                 }
             }
         }
-        Ok((led, freed, changes))
+        Ok(all)
     }
 
     /// What is right as YAML and wrong in a cluster.
@@ -260,11 +286,26 @@ impl<'d> Pod<'d> {
             for port in ports {
                 let number =
                     self.document.read(port, "containerPort").and_then(Node::text).and_then(|text| text.parse().ok());
-                if let Some(number) = number.filter(|number| sidecar::PORTS.contains(number)) {
+                let taken = |number: &u16| {
+                    sidecar::PORTS.contains(number) || *number == aliases::PORT && !self.options.aliases.is_empty()
+                };
+                if let Some(number) = number.filter(taken) {
                     let name = self.document.name(container).unwrap_or("(no name)");
                     let message = format!("container {name} listens on {number}, which is a port of Outrigger's");
                     notes.warn(port.span.start, message);
                 }
+            }
+        }
+        let init = self.init.iter().flat_map(|init| init.value.node.items());
+        for container in
+            init.chain(self.containers.value.node.items()).filter(|one| self.document.name(one) != Some(NAME))
+        {
+            let mounts =
+                self.document.read(self.document.resolve(container), "volumeMounts").map_or(&[][..], Node::items);
+            if let Some(mount) = sidecar::find(self.document, mounts, KEY) {
+                let name = self.document.name(container).unwrap_or("(no name)");
+                let message = format!("container {name} mounts {KEY}: the CA's key is for the sidecar alone");
+                notes.warn(mounts[mount].span.start, message);
             }
         }
         if !changed {
@@ -275,6 +316,12 @@ impl<'d> Pod<'d> {
         let field = |key| metadata.and_then(|node| self.document.read(node, key)).filter(|node| !node.is_null());
         let job = matches!(self.workload.kind.as_str(), "Job" | "CronJob");
         if !self.options.native {
+            if self.options.intercept {
+                let message =
+                    "--no-native: the app may start before the CA's files are there, which some read only once"
+                        .to_owned();
+                notes.warn(spec.span.start, message);
+            }
             if job {
                 let message =
                     "--no-native: the sidecar runs on when the app has ended, so this never completes".to_owned();
@@ -298,8 +345,15 @@ impl<'d> Pod<'d> {
     }
 }
 
-/// Names that are led, names that no longer are, changes.
-type Variables<'d> = (Vec<&'d str>, Vec<&'d str>, Vec<Change>);
+/// Names of containers, and the changes in all of them.
+struct Variables<'d> {
+    led: Vec<&'d str>,
+    /// Those that are to trust the CA.
+    trusting: Vec<&'d str>,
+    /// Those that are no longer led.
+    freed: Vec<&'d str>,
+    changes: Vec<Change>,
+}
 
 struct Sidecar {
     changes: Vec<Change>,

@@ -10,6 +10,14 @@ use crate::inject::{Options, Refusal};
 pub(crate) const NAME: &str = "outrigger";
 /// Name of the volume.
 pub(crate) const VOLUME: &str = "outrigger-config";
+/// Name of the volume with what the app has to trust.
+pub(crate) const CA: &str = "outrigger-ca";
+/// Name of the volume with the CA's key, for the sidecar alone.
+pub(crate) const KEY: &str = "outrigger-key";
+/// Where [`CA`] is mounted; `intercept.dir`.
+pub(crate) const CA_DIRECTORY: &str = "/var/run/outrigger/ca";
+/// Where [`KEY`] is mounted; `intercept.key_dir`.
+const KEY_DIRECTORY: &str = "/var/run/outrigger/key";
 /// Where the configuration is mounted: the directory, since a file that is mounted by `subPath` never changes.
 const DIRECTORY: &str = "/etc/outrigger";
 /// Ports of the proxy, of admin and of the probes, all in the pod's network.
@@ -73,22 +81,41 @@ pub(crate) fn container(options: &Options) -> Value {
                 ("limits", Value::map([("memory", Value::text("128Mi"))])),
             ]),
         ),
-        (
-            "volumeMounts",
-            Value::List(vec![Value::map([
-                ("name", Value::text(VOLUME)),
-                ("mountPath", Value::text(DIRECTORY)),
-                ("readOnly", Value::word(true)),
-            ])]),
-        ),
+        ("volumeMounts", Value::List(mounts(options))),
     ]);
     Value::Map(container.into_iter().map(|(key, value)| (Value::text(key), value)).collect())
 }
 
-/// The volume.
-pub(crate) fn volume(config_map: &str) -> Value {
-    let source = Value::map([("name", Value::text(config_map))]);
-    Value::map([("name", Value::text(VOLUME)), ("configMap", source)])
+fn mounts(options: &Options) -> Vec<Value> {
+    let mut mounts = vec![mount(VOLUME, DIRECTORY, true)];
+    if options.intercept {
+        mounts.extend([mount(CA, CA_DIRECTORY, false), mount(KEY, KEY_DIRECTORY, false)]);
+    }
+    mounts
+}
+
+/// A mount.
+pub(crate) fn mount(volume: &str, path: &str, read_only: bool) -> Value {
+    let mut mount = vec![("name", Value::text(volume)), ("mountPath", Value::text(path))];
+    if read_only {
+        mount.push(("readOnly", Value::word(true)));
+    }
+    Value::Map(mount.into_iter().map(|(key, value)| (Value::text(key), value)).collect())
+}
+
+/// The volumes, each with the key that says what sort it is.
+pub(crate) fn volumes(options: &Options) -> Vec<(&'static str, &'static str, Value)> {
+    let source = Value::map([("name", Value::text(&options.config_map))]);
+    let mut volumes = vec![(VOLUME, "configMap", source)];
+    if options.intercept {
+        // In memory, so that the key never reaches a disk. They outlive a restart of the sidecar, and not the pod.
+        for (name, size) in [(CA, "4Mi"), (KEY, "1Mi")] {
+            let source = Value::map([("medium", Value::text("Memory")), ("sizeLimit", Value::text(size))]);
+            volumes.push((name, "emptyDir", source));
+        }
+    }
+    let volume = |(name, sort, source)| (name, sort, Value::map([("name", Value::text(name)), (sort, source)]));
+    volumes.into_iter().map(volume).collect()
 }
 
 /// Whether a container that has the sidecar's name is the sidecar, and not an app that is called so.

@@ -40,6 +40,8 @@ fn options() -> Options {
         containers: Vec::new(),
         no_proxy: Vec::new(),
         overwrite_env: false,
+        intercept: false,
+        aliases: Vec::new(),
     }
 }
 

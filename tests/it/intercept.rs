@@ -344,6 +344,32 @@ async fn an_app_that_ignores_proxies_is_served_by_sni() {
     proxy.stop().await;
 }
 
+#[tokio::test]
+async fn a_name_that_leads_back_to_the_tls_listener_is_a_loop() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = {
+        // The name's port is that of the listener, as 443 is in a pod, so it must be known beforehand.
+        let probe = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        probe.local_addr().unwrap().port()
+    };
+    let (ca, key) = (dir.path().join("ca"), dir.path().join("key"));
+    // Without `to`, and a name that the hosts file has, as hostAliases would put it there. `localhost` may also be [::1], which the
+    // unspecified address covers.
+    let text = format!(
+        "intercept: {{generate: true, dir: {}, key_dir: {}}}\nupstreams:\n  api: {{hosts: [localhost], https: intercept, \
+         allow_addresses: [loopback]}}\n",
+        ca.display(),
+        key.display()
+    );
+    let listeners = format!("proxy: \"127.0.0.1:0\", admin: off, probes: \"127.0.0.1:0\", tls: \"0.0.0.0:{port}\"");
+    let proxy = Proxy::listening(&listeners, &text).await;
+    let tcp = TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let mut stream = tls(&trusting(dir.path(), &[]), "localhost", tcp).await.unwrap();
+    let got = ask(&mut stream, &format!("GET / HTTP/1.1\r\nHost: localhost:{port}\r\nConnection: close\r\n\r\n")).await;
+    assert!(got.starts_with("HTTP/1.1 508 ") && got.contains(":loop"), "{got}");
+    proxy.stop().await;
+}
+
 /// The program, with its log in a file.
 fn run(config: &Path, log: &Path) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_outrigger"));
