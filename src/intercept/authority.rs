@@ -40,7 +40,7 @@ impl Authority {
     /// A CA brought from outside. `chain` begins with its own certificate.
     ///
     /// # Errors
-    /// A sentence: it is no CA, has expired, or its key can't be used.
+    /// A sentence: it is no CA, or its key can't be used.
     pub(crate) fn given(chain: Vec<CertificateDer<'static>>, key: &PrivateKeyDer<'_>) -> Result<Authority, String> {
         let first = chain.first().ok_or("holds no certificate")?;
         let (_, parsed) = x509_parser::parse_x509_certificate(first).map_err(|_| "can't be parsed".to_owned())?;
@@ -55,7 +55,25 @@ impl Authority {
         let not_after = SystemTime::UNIX_EPOCH + Duration::from_secs(not_after);
         let key = KeyPair::try_from(key).map_err(|error| format!("has a key that can't sign: {error}"))?;
         let issuer = Issuer::from_ca_cert_der(first, key).map_err(|error| format!("can't be used: {error}"))?;
-        Ok(Authority { issuer, chain, not_after })
+        let subject = parsed.subject().as_raw().to_vec();
+        let authority = Authority { issuer, chain, not_after };
+        authority.is_named(&subject)?;
+        Ok(authority)
+    }
+
+    /// Whether what it signs names it as its own certificate does: chains are put together by that.
+    fn is_named(&self, subject: &[u8]) -> Result<(), String> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|error| error.to_string())?;
+        let host = Host::parse("localhost").map_err(str::to_owned)?;
+        let signed = self.sign(&host, &key, SystemTime::now())?;
+        let leaf = signed.chain.first().ok_or("can't sign")?;
+        let (_, leaf) = x509_parser::parse_x509_certificate(leaf).map_err(|error| error.to_string())?;
+        if leaf.issuer().as_raw() == subject {
+            return Ok(());
+        }
+        Err("has a subject that can't be repeated in what it signs (an attribute stands in it twice, such as `DC` or `OU`): make \
+             a CA, or an intermediate one, with a plain subject such as `CN=Outrigger CA`"
+            .to_owned())
     }
 
     /// A new CA, and its key as PEM. With `hosts` it may sign for these alone (RFC 5280 section 4.2.1.10).
@@ -94,10 +112,10 @@ impl Authority {
         let mut params = CertificateParams::default();
         let mut name = DistinguishedName::new();
         let text = host.to_string();
-        // A common name has at most 64 characters (RFC 5280 appendix A.1); what counts is the alternative name.
-        if text.len() <= 64 {
-            name.push(DnType::CommonName, text.clone());
-        }
+        // A common name has at most 64 characters (RFC 5280 appendix A.1); what counts is the alternative name. OpenSSL
+        // takes an address there for a host name, which the CA's constraints forbid. The space tells it that this is none.
+        let common = if host.ip().is_none() && text.len() <= 64 { &text } else { "Outrigger leaf" };
+        name.push(DnType::CommonName, common);
         params.distinguished_name = name;
         params.subject_alt_names = vec![match host {
             Host::Ip(ip) => SanType::IpAddress(*ip),
@@ -162,4 +180,26 @@ fn constraints(hosts: &[HostPattern]) -> NameConstraints {
         excluded.push(GeneralSubtree::IpAddress(CidrSubnet::V6([0; 16], [0; 16])));
     }
     NameConstraints { permitted_subtrees: permitted, excluded_subtrees: excluded }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pattern(host: &str) -> HostPattern {
+        HostPattern { wildcard: false, host: Host::parse(host).unwrap(), port: None }
+    }
+
+    #[test]
+    fn only_a_name_stands_as_the_common_name_since_constraints_are_applied_to_it() {
+        let hosts = [pattern("api.x.com"), pattern("10.9.9.9")];
+        let (authority, _) = Authority::generate(Some(&hosts), SystemTime::now()).unwrap();
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        for (host, common) in [("api.x.com", "api.x.com"), ("10.9.9.9", "Outrigger leaf"), ("::1", "Outrigger leaf")] {
+            let host = if host == "::1" { Host::Ip("::1".parse().unwrap()) } else { Host::parse(host).unwrap() };
+            let signed = authority.sign(&host, &key, SystemTime::now()).unwrap();
+            let (_, leaf) = x509_parser::parse_x509_certificate(&signed.chain[0]).unwrap();
+            assert_eq!(leaf.subject().iter_common_name().next().unwrap().as_str().unwrap(), common);
+        }
+    }
 }

@@ -24,7 +24,9 @@ use crate::origin::Host;
 /// A CA in use. It lives as long as the configuration that names it, over reloads.
 pub(crate) struct Interception {
     settings: Intercept,
-    leaves: Leaves,
+    /// The proxy port, as apps are told.
+    proxy: SocketAddr,
+    leaves: Arc<Leaves>,
     /// What the CA may sign for; `None`: anything.
     scope: Option<Vec<Host>>,
 }
@@ -41,12 +43,28 @@ impl Interception {
         let Some(settings) = &config.intercept else { return Ok(None) };
         let hosts = intercepted(config);
         match old {
-            Some(old) if old.settings.authority == settings.authority && old.settings.dir == settings.dir => {
+            // Apps loaded their trust once, so a CA that was made here stays, whatever else changes.
+            Some(old) if is_same(&old.settings.authority, &settings.authority) => {
                 old.covers(&hosts)?;
-                Ok(Some(old.clone()))
+                let proxy = config.listeners.proxy;
+                if (&old.settings.dir, old.proxy) == (&settings.dir, proxy) {
+                    return Ok(Some(old.clone()));
+                }
+                let (leaves, scope) = (old.leaves.clone(), old.scope.clone());
+                let new = Interception { settings: settings.clone(), proxy, leaves, scope };
+                new.publish()?;
+                Ok(Some(Arc::new(new)))
             }
             Some(_) | None => {
-                Interception::new(settings.clone(), &hosts, config.listeners.proxy).map(|new| Some(Arc::new(new)))
+                let new = Interception::new(settings.clone(), &hosts, config.listeners.proxy)?;
+                if let Err(problem) = new.covers(&hosts) {
+                    if old.is_some() {
+                        return Err(problem);
+                    }
+                    // Not starting would take everything else away from the app.
+                    tracing::warn!("intercept: apps will refuse a certificate: {problem}");
+                }
+                Ok(Some(Arc::new(new)))
             }
         }
     }
@@ -58,10 +76,15 @@ impl Interception {
                 store::generated(key_dir.as_deref(), constrain.then_some(hosts), SystemTime::now())?
             }
         };
-        if let Some(dir) = &settings.dir {
-            store::publish(dir, &Trust { chain: authority.chain() }, proxy)?;
-        }
-        Ok(Interception { settings, leaves: Leaves::new(authority)?, scope })
+        let new = Interception { settings, proxy, leaves: Arc::new(Leaves::new(authority)?), scope };
+        new.publish()?;
+        Ok(new)
+    }
+
+    /// Writes what apps have to trust.
+    fn publish(&self) -> Result<(), String> {
+        let Some(dir) = &self.settings.dir else { return Ok(()) };
+        store::publish(dir, &Trust { chain: self.chain() }, self.proxy)
     }
 
     /// TLS settings that present a certificate for this host.
@@ -84,11 +107,24 @@ impl Interception {
         match outside {
             None => Ok(()),
             Some(pattern) => Err(format!(
-                "{} is outside what the CA that apps trust may sign for: restart the pod, so that a new one is made, or set \
-                 `constrain: off` before its first start",
+                "{} is outside what the CA that apps trust may sign for: restart the pod, so that a new one is made (where `key_dir` \
+                 outlives that, empty it), or set `constrain: off` before its first start",
                 pattern.host
             )),
         }
+    }
+}
+
+/// Whether two settings mean the same CA. One that was made is not made again for what would make another one different.
+fn is_same(old: &config::Authority, new: &config::Authority) -> bool {
+    match (old, new) {
+        (config::Authority::Given(old), config::Authority::Given(new)) => old == new,
+        (
+            config::Authority::Generated { key_dir: old, constrain: _ },
+            config::Authority::Generated { key_dir: new, constrain: _ },
+        ) => old == new,
+        (config::Authority::Given(_), config::Authority::Generated { .. })
+        | (config::Authority::Generated { .. }, config::Authority::Given(_)) => false,
     }
 }
 
