@@ -21,10 +21,13 @@ use trust::Trust;
 use crate::config::{self, Config, Connect, HostPattern, Intercept};
 use crate::origin::Host;
 
+/// What mends a CA that is too narrow.
+const RESTART: &str = "restart the pod, so that a new one is made; with `constrain: off` that one signs for any host";
+
 /// A CA in use. It lives as long as the configuration that names it, over reloads.
 pub(crate) struct Interception {
     settings: Intercept,
-    /// The proxy port, as apps are told.
+    /// Which `env.sh` names.
     proxy: SocketAddr,
     leaves: Arc<Leaves>,
     /// What the CA may sign for; `None`: anything.
@@ -41,32 +44,25 @@ impl Interception {
         config: &Config,
     ) -> Result<Option<Arc<Interception>>, String> {
         let Some(settings) = &config.intercept else { return Ok(None) };
-        let hosts = intercepted(config);
-        match old {
-            // Apps loaded their trust once, so a CA that was made here stays, whatever else changes.
-            Some(old) if is_same(&old.settings.authority, &settings.authority) => {
-                old.covers(&hosts)?;
-                let proxy = config.listeners.proxy;
-                if (&old.settings.dir, old.proxy) == (&settings.dir, proxy) {
-                    return Ok(Some(old.clone()));
-                }
-                let (leaves, scope) = (old.leaves.clone(), old.scope.clone());
-                let new = Interception { settings: settings.clone(), proxy, leaves, scope };
-                new.publish()?;
-                Ok(Some(Arc::new(new)))
+        let (hosts, proxy) = (intercepted(config), config.listeners.proxy);
+        let Some(old) = old.filter(|old| old.serves(settings)) else {
+            let new = Interception::new(settings.clone(), &hosts, proxy)?;
+            if let Some(host) = new.outside(&hosts) {
+                // The app loaded this CA when it started; a new one would break the hosts that work.
+                tracing::error!(%host, "the CA that is kept from before may not sign for this host, so apps refuse it: {RESTART}");
             }
-            Some(_) | None => {
-                let new = Interception::new(settings.clone(), &hosts, config.listeners.proxy)?;
-                if let Err(problem) = new.covers(&hosts) {
-                    if old.is_some() {
-                        return Err(problem);
-                    }
-                    // Not starting would take everything else away from the app.
-                    tracing::warn!("intercept: apps will refuse a certificate: {problem}");
-                }
-                Ok(Some(Arc::new(new)))
-            }
+            return Ok(Some(Arc::new(new)));
+        };
+        if let Some(host) = old.outside(&hosts) {
+            return Err(format!("{host} is outside what the CA that apps trust may sign for: {RESTART}"));
         }
+        if *settings == old.settings && proxy == old.proxy {
+            return Ok(Some(old.clone()));
+        }
+        let (leaves, scope) = (old.leaves.clone(), old.scope.clone());
+        let new = Interception { settings: settings.clone(), proxy, leaves, scope };
+        new.publish()?;
+        Ok(Some(Arc::new(new)))
     }
 
     fn new(settings: Intercept, hosts: &[HostPattern], proxy: SocketAddr) -> Result<Interception, String> {
@@ -81,10 +77,21 @@ impl Interception {
         Ok(new)
     }
 
-    /// Writes what apps have to trust.
+    /// Whether the CA is that of these settings. One that was made here stays as it is: apps have loaded it.
+    fn serves(&self, settings: &Intercept) -> bool {
+        use config::Authority::{Generated, Given};
+        match (&self.settings.authority, &settings.authority) {
+            (Generated { key_dir: old, .. }, Generated { key_dir: new, .. }) => old == new,
+            (Given(old), Given(new)) => old == new,
+            (Generated { .. }, Given(_)) | (Given(_), Generated { .. }) => false,
+        }
+    }
+
     fn publish(&self) -> Result<(), String> {
-        let Some(dir) = &self.settings.dir else { return Ok(()) };
-        store::publish(dir, &Trust { chain: self.chain() }, self.proxy)
+        match &self.settings.dir {
+            Some(dir) => store::publish(dir, &Trust { chain: self.chain() }, self.proxy),
+            None => Ok(()),
+        }
     }
 
     /// TLS settings that present a certificate for this host.
@@ -100,31 +107,11 @@ impl Interception {
         self.leaves.authority().chain()
     }
 
-    /// Whether apps that trust the CA will accept what it signs for these.
-    fn covers(&self, hosts: &[HostPattern]) -> Result<(), String> {
-        let Some(scope) = &self.scope else { return Ok(()) };
+    /// A host that apps which trust the CA would not accept from it.
+    fn outside(&self, hosts: &[HostPattern]) -> Option<Host> {
+        let scope = self.scope.as_ref()?;
         let outside = hosts.iter().find(|pattern| !scope.iter().any(|within| is_within(&pattern.host, within)));
-        match outside {
-            None => Ok(()),
-            Some(pattern) => Err(format!(
-                "{} is outside what the CA that apps trust may sign for: restart the pod, so that a new one is made (where `key_dir` \
-                 outlives that, empty it), or set `constrain: off` before its first start",
-                pattern.host
-            )),
-        }
-    }
-}
-
-/// Whether two settings mean the same CA. One that was made is not made again for what would make another one different.
-fn is_same(old: &config::Authority, new: &config::Authority) -> bool {
-    match (old, new) {
-        (config::Authority::Given(old), config::Authority::Given(new)) => old == new,
-        (
-            config::Authority::Generated { key_dir: old, constrain: _ },
-            config::Authority::Generated { key_dir: new, constrain: _ },
-        ) => old == new,
-        (config::Authority::Given(_), config::Authority::Generated { .. })
-        | (config::Authority::Generated { .. }, config::Authority::Given(_)) => false,
+        outside.map(|pattern| pattern.host.clone())
     }
 }
 

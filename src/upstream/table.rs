@@ -105,12 +105,11 @@ impl Table {
                 None
             }
         };
-        let before = old.and_then(|old| old.interception.as_ref());
-        let interception = Interception::evolve(before, &config).unwrap_or_else(|problem| {
-            problems.push(format!("intercept: {problem}"));
-            None
-        });
         let Some(unmatched) = unmatched.filter(|_| problems.is_empty()) else { return Err(problems) };
+        // Last, since it may write files.
+        let before = old.and_then(|old| old.interception.as_ref());
+        let interception =
+            Interception::evolve(before, &config).map_err(|problem| vec![format!("intercept: {problem}")])?;
         let index = Index::new(&config.upstreams);
         Ok(Table { config, upstreams, unmatched, connector, replay: replay.clone(), interception, index })
     }
