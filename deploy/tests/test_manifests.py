@@ -130,7 +130,15 @@ class Manifests(unittest.TestCase):
                         for variable in PROXY_VARIABLES:
                             self.assertEqual(variables[variable], f"http://127.0.0.1:{port}")
                         self.assertEqual(variables["NO_PROXY"], variables["no_proxy"])
-                        for host in ("localhost", "127.0.0.1", "::1", "169.254.0.0/16", ".svc", ".cluster.local"):
+                        for host in (
+                            "localhost",
+                            "127.0.0.1",
+                            "::1",
+                            "169.254.0.0/16",
+                            ".svc",
+                            ".cluster.local",
+                            "$(KUBERNETES_SERVICE_HOST)",
+                        ):
                             self.assertIn(host, variables["NO_PROXY"].split(","))
 
     def test_probes_and_volume_fit_the_configuration(self):

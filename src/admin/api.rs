@@ -152,7 +152,8 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn word(order: Override) -> &'static str {
+/// An order as it is written.
+pub(super) fn word(order: Override) -> &'static str {
     match order {
         Override::Auto => "auto",
         Override::Open => "open",
@@ -194,6 +195,9 @@ mod tests {
     fn an_order_is_one_of_three_words() {
         assert_eq!(order(br#"{"state": "open"}"#), Ok(Override::Open));
         assert_eq!(order(br#"{"state":"auto"}"#), Ok(Override::Auto));
+        for order in [Override::Auto, Override::Open, Override::Closed] {
+            assert_eq!(super::order(format!(r#"{{"state":"{}"}}"#, word(order)).as_bytes()), Ok(order));
+        }
         for bad in [&b""[..], b"open", b"{}", br#"{"state":"half_open"}"#, br#"{"state":"open","for":3}"#, b"\xff"] {
             assert!(order(bad).unwrap_err().contains(r#"{"state": "open"}"#));
         }

@@ -339,7 +339,7 @@ fn apply(table: &Table, name: &str, order: Override) -> Option<(Arc<Upstream>, b
         any |= lane.policies.order(order);
     }
     if any {
-        tracing::warn!(upstream = name, order = ?order, "an operator ordered the circuit");
+        tracing::warn!(upstream = name, order = api::word(order), "an operator ordered the circuit");
     }
     Some((upstream.clone(), any))
 }

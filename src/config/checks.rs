@@ -180,7 +180,7 @@ fn tunnel(reader: &mut Reader<'_>, upstream: &Upstream) {
          names",
         names.join(", ")
     );
-    let help = "let the app use http:// or a base URL with `listen`; `https: deny` refuses tunnels";
+    let help = "let the app use http:// or a base URL with `listen`; `https: intercept` looks inside, `https: deny` refuses them";
     reader.warning_at(Some(place), first, message, Some(help.to_owned()));
 }
 

@@ -200,7 +200,7 @@ pub const KEYS: &[Key] = &[
     key(Top, "version", Version, "The version of this format."),
     key(Top, "listeners", Block, "Where apps and operators connect."),
     key(Top, "listeners.proxy", Listen, "Where `HTTP_PROXY` and `HTTPS_PROXY` point; also routes by the Host header."),
-    key(Top, "listeners.admin", ListenOrOff, "Control."),
+    key(Top, "listeners.admin", ListenOrOff, "Dashboard and control."),
     key(Top, "listeners.probes", ListenOrOff, "`/livez`, `/readyz` and `/metrics`, read only."),
     key(
         Top,

@@ -104,8 +104,8 @@ pub fn outcome(row: &Row) -> Option<String> {
             wait(without.waits.typical, without.waits.typical_open)
         ),
         Phase::Flaky => format!(
-            "The upstream failed {upstream_failed} of its requests; the app saw {failed}, for {per_call} requests per \
-             call. Without Outrigger it saw {failed_without}."
+            "Of GETs, the upstream failed {upstream_failed} of its requests; the app saw {failed}, for {per_call} \
+             requests per call. Without Outrigger it saw {failed_without}."
         ),
         Phase::Down => {
             let noticed = match row.noticed {

@@ -39,9 +39,14 @@ struct Verdict {
 impl Request<'_> {
     /// In the order in which they can happen.
     pub(super) fn cases(&self) -> Vec<Case> {
-        if self.tunnel {
-            return self.tunnel_cases();
+        let mut cases = if self.tunnel { self.tunnel_cases() } else { self.request_cases() };
+        if !self.attempt_clock {
+            cases.retain(|case| case.on != ["timeout"]);
         }
+        cases
+    }
+
+    fn request_cases(&self) -> Vec<Case> {
         let connect = |failure| Error::Connect { failure, detail: String::new() };
         let reset = |sent| Error::Reset { sent, reused: false, answer_began: false, detail: String::new() };
         let mut cases = vec![

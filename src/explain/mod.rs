@@ -292,6 +292,7 @@ fn answer(
         memory: config.limits.replay_memory,
         show_names: !is_hidden(&explanation.policy, "retry.idempotency_headers"),
         tunnel,
+        attempt_clock: policies.timeouts.attempt.is_some(),
     };
     let grpc = is_grpc(headers);
     let limit = Deadline::new(&policies.timeouts, headers, grpc).limit();
@@ -353,7 +354,9 @@ fn refusal(error: &Error, place: Option<Spot>) -> Refusal {
         Error::Loop => {
             Some("name the upstream's own address, or give the app an upstream's `listen` port as its base URL")
         }
-        Error::Denied(Denial::Unmatched) => Some("or write `egress: {unmatched: forward}`"),
+        Error::Denied(Denial::Unmatched) => {
+            Some("name the host in an upstream, or let all of them through by `egress: {unmatched: forward}`")
+        }
         // What it says already has what to do.
         Error::Denied(Denial::Address(..) | Denial::ConnectPort(_) | Denial::Connect) => None,
         Error::Expectation => Some("send `Expect: 100-continue` or none"),

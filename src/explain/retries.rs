@@ -46,6 +46,8 @@ pub(super) struct Request<'a> {
     pub(super) show_names: bool,
     /// Its failures come before anything is sent.
     pub(super) tunnel: bool,
+    /// Whether `timeouts.attempt` can pass.
+    pub(super) attempt_clock: bool,
 }
 
 impl Request<'_> {

@@ -226,6 +226,7 @@ async fn what_is_said_to_be_retried_is_what_the_pipeline_retries() {
                             body: if body.is_empty() { Body::None } else { Body::Of(body.len() as u64) },
                             memory: 64 << 20,
                             tunnel: false,
+                            attempt_clock: settings.timeouts.attempt.is_some(),
                             show_names: true,
                         };
                         let told = request.explain();
@@ -301,6 +302,7 @@ async fn no_request_takes_longer_than_the_worst_case_and_a_hanging_upstream_take
                             body: Body::None,
                             memory: 1,
                             tunnel: false,
+                            attempt_clock: settings.timeouts.attempt.is_some(),
                             show_names: true,
                         };
                         let told = clocks::add_up(&request, &settings, request_clock);

@@ -8,9 +8,18 @@ use crate::inject::{Notes, Options, Refusal};
 
 /// Where the proxy listens.
 const PROXY: &str = "http://127.0.0.1:7171";
-/// What doesn't go through the proxy: the pod, the node's metadata, the cluster.
-pub(crate) const NO_PROXY: [&str; 7] =
-    ["localhost", "127.0.0.1", "::1", "169.254.0.0/16", ".svc", ".cluster.local", "kubernetes.default"];
+/// What doesn't go through the proxy: the pod, the node's metadata, the cluster, and the address by which clients of the
+/// Kubernetes API go, which the kubelet puts in.
+pub(crate) const NO_PROXY: [&str; 8] = [
+    "localhost",
+    "127.0.0.1",
+    "::1",
+    "169.254.0.0/16",
+    ".svc",
+    ".cluster.local",
+    "kubernetes.default",
+    "$(KUBERNETES_SERVICE_HOST)",
+];
 /// Both cases of each: curl and wget read lower case only, much else upper case only.
 const PROXIES: [[&str; 2]; 2] = [["HTTP_PROXY", "http_proxy"], ["HTTPS_PROXY", "https_proxy"]];
 const EXEMPT: [&str; 2] = ["NO_PROXY", "no_proxy"];

@@ -14,7 +14,7 @@
 
 mod change;
 mod edit;
-mod env;
+pub(crate) mod env;
 mod manifest;
 mod pod;
 mod render;

@@ -280,7 +280,7 @@ impl<'d> Pod<'d> {
                     "--no-native: the sidecar runs on when the app has ended, so this never completes".to_owned();
                 notes.warn(spec.span.start, message);
             } else {
-                let message = "--no-native: all containers are told to end at once, so set `shutdown: {quiet: 15s}` in Outrigger's configuration".to_owned();
+                let message = "--no-native: all containers are told to end at once. Outrigger's configuration needs `shutdown: {quiet: \"${OUTRIGGER_QUIET:-1s}\"}`, which reads the 15s that are set on it".to_owned();
                 notes.warn(spec.span.start, message);
             }
         }

@@ -15,6 +15,9 @@ const DIRECTORY: &str = "/etc/outrigger";
 /// Ports of the proxy, of admin and of the probes, all in the pod's network.
 pub(crate) const PORTS: [u16; 3] = [7171, 7172, PROBES];
 const PROBES: u16 = 7173;
+/// For how long an ordinary container waits for the app to fall silent, as the shipped policies read it: the app is told to
+/// end at the same time, and may still call out.
+const QUIET: (&str, &str) = ("OUTRIGGER_QUIET", "15s");
 
 /// The container.
 pub(crate) fn container(options: &Options) -> Value {
@@ -23,8 +26,12 @@ pub(crate) fn container(options: &Options) -> Value {
     if options.native {
         container.push(("restartPolicy", Value::text("Always")));
     }
+    container.push(("args", Value::texts(["run", "--config", "/etc/outrigger/outrigger.yaml"])));
+    if !options.native {
+        let quiet = Value::map([("name", Value::text(QUIET.0)), ("value", Value::text(QUIET.1))]);
+        container.push(("env", Value::List(vec![quiet])));
+    }
     container.extend([
-        ("args", Value::texts(["run", "--config", "/etc/outrigger/outrigger.yaml"])),
         ("ports", Value::List(vec![Value::map([("name", Value::text(NAME)), ("containerPort", Value::word(PROBES))])])),
         // A native sidecar's start-up probe holds the app back until the proxy listens.
         (
@@ -112,6 +119,11 @@ pub(crate) fn converge(document: &Document<'_>, spot: &Spot<'_>, wanted: &Value)
         if name == "resources" && !field.value.node.is_null() {
             continue;
         }
+        // A variable that was set by hand stays as it is.
+        if name == "env" && !field.value.node.items().is_empty() {
+            changes.extend(missing(document, &field.value, value));
+            continue;
+        }
         // A probe of another sort was put there by hand, and two sorts in one are refused.
         let entries = field.value.node.entries();
         if name.ends_with("Probe") && !entries.is_empty() && document.read(field.value.node, "httpGet").is_none() {
@@ -139,6 +151,17 @@ pub(crate) fn converge(document: &Document<'_>, spot: &Spot<'_>, wanted: &Value)
     Ok(changes)
 }
 
+/// The items that no item of the list has the name of.
+fn missing(document: &Document<'_>, list: &Spot<'_>, wanted: &Value) -> Option<Change> {
+    let Value::List(wanted) = wanted else { return None };
+    let there = |item: &Value| {
+        let name = item.get("name").and_then(Value::as_text);
+        find(document, list.node.items(), name.unwrap_or_default()).is_some()
+    };
+    let items: Vec<Value> = wanted.iter().filter(|item| !there(item)).cloned().collect();
+    (!items.is_empty()).then(|| Change::AddItems { list: list.path.clone(), items, front: false })
+}
+
 fn converge_list(document: &Document<'_>, list: &Spot<'_>, wanted: &[Value]) -> Result<Vec<Change>, Refusal> {
     let mut changes = Vec::new();
     for item in wanted {
@@ -163,6 +186,9 @@ pub(crate) fn moved(document: &Document<'_>, container: &Spot<'_>, options: &Opt
     let base = container.path.len();
     let wanted = self::container(options);
     let mut changes = converge(document, container, &wanted)?;
+    if options.native {
+        changes.extend(hurried(document, container)?);
+    }
     for change in &mut changes {
         change.path_mut().drain(..base);
     }
@@ -182,6 +208,21 @@ pub(crate) fn moved(document: &Document<'_>, container: &Spot<'_>, options: &Opt
         entries.sort_by_key(|(key, _)| order.iter().position(|(name, _)| name == key).unwrap_or(usize::MAX));
     }
     Ok(value)
+}
+
+/// A native sidecar ends after the app, and needn't wait for it.
+fn hurried(document: &Document<'_>, container: &Spot<'_>) -> Result<Option<Change>, Refusal> {
+    let Some(field) = document.field(container, "env")? else { return Ok(None) };
+    let items = field.value.node.items();
+    let Some(item) = find(document, items, QUIET.0) else { return Ok(None) };
+    if document.read(document.resolve(&items[item]), "value").and_then(Node::text) != Some(QUIET.1) {
+        return Ok(None);
+    }
+    Ok(Some(if items.len() == 1 {
+        Change::RemoveKey { map: container.path.clone(), entry: field.entry }
+    } else {
+        Change::RemoveItem { list: field.value.path.clone(), item }
+    }))
 }
 
 /// Number of the item with a name.

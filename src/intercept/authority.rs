@@ -112,10 +112,11 @@ impl Authority {
         let mut params = CertificateParams::default();
         let mut name = DistinguishedName::new();
         let text = host.to_string();
-        // A common name has at most 64 characters (RFC 5280 appendix A.1); what counts is the alternative name. OpenSSL
-        // takes an address there for a host name, which the CA's constraints forbid. The space tells it that this is none.
-        let common = if host.ip().is_none() && text.len() <= 64 { &text } else { "Outrigger leaf" };
-        name.push(DnType::CommonName, common);
+        // What counts is the alternative name. A common name has at most 64 characters (RFC 5280 appendix A.1), and OpenSSL takes
+        // an address in it for a DNS name, which the CA's constraints don't permit.
+        if matches!(host, Host::Name(_)) && text.len() <= 64 {
+            name.push(DnType::CommonName, text.clone());
+        }
         params.distinguished_name = name;
         params.subject_alt_names = vec![match host {
             Host::Ip(ip) => SanType::IpAddress(*ip),
@@ -184,22 +185,44 @@ fn constraints(hosts: &[HostPattern]) -> NameConstraints {
 
 #[cfg(test)]
 mod tests {
+    use x509_parser::extensions::GeneralName;
+    use x509_parser::prelude::X509Certificate;
+
     use super::*;
 
-    fn pattern(host: &str) -> HostPattern {
-        HostPattern { wildcard: false, host: Host::parse(host).unwrap(), port: None }
+    fn leaf_of(host: &str, look: impl FnOnce(&X509Certificate<'_>)) {
+        let host = Host::parse(host).unwrap();
+        let now = SystemTime::now();
+        let (authority, _) = Authority::generate(None, now).unwrap();
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let signed = authority.sign(&host, &key, now).unwrap();
+        assert_eq!(signed.chain.len(), 2);
+        let (_, leaf) = x509_parser::parse_x509_certificate(&signed.chain[0]).unwrap();
+        look(&leaf);
     }
 
     #[test]
-    fn only_a_name_stands_as_the_common_name_since_constraints_are_applied_to_it() {
-        let hosts = [pattern("api.x.com"), pattern("10.9.9.9")];
-        let (authority, _) = Authority::generate(Some(&hosts), SystemTime::now()).unwrap();
-        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
-        for (host, common) in [("api.x.com", "api.x.com"), ("10.9.9.9", "Outrigger leaf"), ("::1", "Outrigger leaf")] {
-            let host = if host == "::1" { Host::Ip("::1".parse().unwrap()) } else { Host::parse(host).unwrap() };
-            let signed = authority.sign(&host, &key, SystemTime::now()).unwrap();
-            let (_, leaf) = x509_parser::parse_x509_certificate(&signed.chain[0]).unwrap();
-            assert_eq!(leaf.subject().iter_common_name().next().unwrap().as_str().unwrap(), common);
-        }
+    fn a_leaf_has_what_strict_verification_wants() {
+        leaf_of("api.x.com", |leaf| {
+            let names = leaf.subject_alternative_name().unwrap().unwrap();
+            assert_eq!(names.value.general_names, [GeneralName::DNSName("api.x.com")]);
+            assert_eq!(leaf.subject().to_string(), "CN=api.x.com");
+            assert!(!leaf.is_ca() && leaf.basic_constraints().unwrap().unwrap().critical);
+            assert!(leaf.key_usage().unwrap().unwrap().value.digital_signature());
+            assert!(leaf.extended_key_usage().unwrap().unwrap().value.server_auth);
+            // The authority key identifier.
+            assert!(leaf.extensions().iter().any(|one| one.oid.to_id_string() == "2.5.29.35"));
+        });
+    }
+
+    #[test]
+    fn an_address_is_an_alternative_name_alone() {
+        leaf_of("192.0.2.7", |leaf| {
+            assert_eq!(leaf.subject().to_string(), "");
+            let names = leaf.subject_alternative_name().unwrap().unwrap();
+            assert_eq!(names.value.general_names, [GeneralName::IPAddress(&[192, 0, 2, 7])]);
+            // RFC 5280 section 4.2.1.6: where there is no subject.
+            assert!(names.critical);
+        });
     }
 }

@@ -73,3 +73,67 @@ fn attribute(writer: DERWriter<'_>, id: &[u64], value: impl FnOnce(DERWriter<'_>
 fn oid(writer: DERWriter<'_>, numbers: &[u64]) {
     writer.write_oid(&ObjectIdentifier::from_slice(numbers));
 }
+
+#[cfg(test)]
+mod tests {
+    use yasna::{ASN1Result, BERReader};
+
+    use super::*;
+
+    fn data_in(reader: BERReader<'_, '_>) -> ASN1Result<Vec<u8>> {
+        reader.read_sequence(|reader| {
+            assert_eq!(reader.next().read_oid()?.components(), DATA);
+            reader.next().read_tagged(Tag::context(0), |reader| reader.read_bytes())
+        })
+    }
+
+    /// A certificate with its name and the marks that its attributes are.
+    fn bag_in(reader: BERReader<'_, '_>) -> ASN1Result<(String, Vec<u8>)> {
+        reader.read_sequence(|reader| {
+            assert_eq!(reader.next().read_oid()?.components(), CERT_BAG);
+            let certificate = reader.next().read_tagged(Tag::context(0), |reader| {
+                reader.read_sequence(|reader| {
+                    assert_eq!(reader.next().read_oid()?.components(), X509);
+                    reader.next().read_tagged(Tag::context(0), |reader| reader.read_bytes())
+                })
+            })?;
+            let mut name = String::new();
+            let mut marked = false;
+            reader.next().read_set_of(|reader| {
+                reader.read_sequence(|reader| {
+                    let id = reader.next().read_oid()?;
+                    reader.next().read_set_of(|reader| {
+                        if id.components() == FRIENDLY_NAME {
+                            name = reader.read_bmp_string()?;
+                        } else {
+                            assert_eq!(id.components(), TRUSTED_KEY_USAGE);
+                            assert_eq!(reader.read_oid()?.components(), ANY_USAGE);
+                            marked = true;
+                        }
+                        Ok(())
+                    })
+                })
+            })?;
+            assert!(marked, "Java takes a certificate without the mark for one of a key, and trusts it for nothing");
+            Ok((name, certificate))
+        })
+    }
+
+    #[test]
+    fn a_trust_store_reads_back() {
+        let certificates = [CertificateDer::from(vec![1; 300]), CertificateDer::from(vec![2; 40])];
+        let names = ["own-0".to_owned(), "system-0".to_owned()];
+        let store = trust_store(names.iter().cloned().zip(&certificates));
+        let safe = yasna::parse_der(&store, |reader| {
+            reader.read_sequence(|reader| {
+                assert_eq!(reader.next().read_u8()?, 3);
+                data_in(reader.next())
+            })
+        });
+        let contents = yasna::parse_der(&safe.unwrap(), |reader| reader.collect_sequence_of(data_in)).unwrap();
+        assert_eq!(contents.len(), 1);
+        let bags = yasna::parse_der(&contents[0], |reader| reader.collect_sequence_of(bag_in)).unwrap();
+        let expected: Vec<_> = names.into_iter().zip(certificates.iter().map(|one| one.to_vec())).collect();
+        assert_eq!(bags, expected);
+    }
+}

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use rustls_pki_types::CertificateDer;
 
+use crate::inject::env::NO_PROXY;
 use crate::intercept::pkcs12;
 
 /// The CA's certificates alone, PEM. For runtimes that add to their own roots.
@@ -58,10 +59,13 @@ pub(crate) fn system_roots() -> Result<Vec<CertificateDer<'static>>, String> {
 /// [`ENVIRONMENT`]: a variable a line, for a shell. `dir` is where the app finds the files, `proxy` the proxy port.
 pub(crate) fn environment(dir: &Path, proxy: SocketAddr) -> String {
     let mut text = String::from("# What an app sets so that its HTTPS calls get Outrigger's policies: . env.sh\n");
+    let direct = NO_PROXY.join(",");
+    for name in ["NO_PROXY", "no_proxy"] {
+        // What is there already stays, below as well. Writing to a string can't fail.
+        let _ = writeln!(text, "export {name}=\"${{{name}:+${name},}}\"{}", quoted(&direct));
+    }
     for (name, value) in variables(dir, proxy) {
-        // Writing to a string can't fail.
         let _ = match name {
-            // What is there already stays.
             "JAVA_TOOL_OPTIONS" => {
                 writeln!(text, "export {name}=\"${{{name}:+${name} }}\"{}", quoted(&value))
             }
@@ -125,6 +129,7 @@ mod tests {
         let text = environment(Path::new("/var/it's here"), "127.0.0.1:7171".parse().unwrap());
         assert!(text.contains("export SSL_CERT_FILE='/var/it'\\''s here/ca-bundle.crt'\n"), "{text}");
         assert!(text.contains("export https_proxy='http://127.0.0.1:7171'\n"), "{text}");
+        assert!(text.contains("export no_proxy=\"${no_proxy:+$no_proxy,}\"'localhost,127.0.0.1,"), "{text}");
         assert!(text.contains("export JAVA_TOOL_OPTIONS=\"${JAVA_TOOL_OPTIONS:+$JAVA_TOOL_OPTIONS }\"'-D"), "{text}");
     }
 }

@@ -69,6 +69,23 @@ async fn an_operator_holds_a_circuit_open_and_lets_it_go() {
 }
 
 #[tokio::test]
+async fn answers_of_our_own_are_not_counted_as_bytes_received() {
+    let rig = start(&config(upstream().await.address, ""));
+    let received = async || {
+        let metrics = rig.get("probes", "/metrics").await.body;
+        let name = r#"outrigger_bytes_total{direction="received",upstream="a"} "#;
+        let line = metrics.lines().find_map(|line| line.strip_prefix(name)).unwrap().to_owned();
+        line.parse::<u64>().unwrap()
+    };
+    assert_eq!(rig.through("/x").await.status, 200);
+    let before = received().await;
+    rig.post("/api/upstreams/a/circuit", r#"{"state": "open"}"#).await;
+    let refused = rig.through("/x").await;
+    assert!(refused.status == 503 && !refused.body.is_empty(), "{refused:?}");
+    assert!(before > 0 && received().await == before);
+}
+
+#[tokio::test]
 async fn an_order_that_cannot_be_followed_says_why() {
     let up = upstream().await.address;
     let rig = start(&config(up, "  b:\n    hosts: [b.test]\n    circuit_breaker: off\n"));

@@ -1,7 +1,8 @@
 //! `https: intercept`: what is inside a tunnel gets the policies.
 
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -449,4 +450,124 @@ async fn a_start_with_a_ca_that_does_not_cover_a_host_serves_the_others() {
     tls(&app, "api.test", connect(&proxy, "api.test:443").await).await.unwrap();
     tls(&app, "new.test", connect(&proxy, "new.test:443").await).await.unwrap_err();
     proxy.stop().await;
+    proxy.stop().await;
+}
+
+/// The program, with its log in a file.
+fn run(config: &Path, log: &Path) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_outrigger"));
+    let log = std::fs::File::create(log).unwrap();
+    command.args(["run", "--config"]).arg(config);
+    command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap()
+}
+
+/// What it logged as "ready".
+async fn ready(log: &Path) -> serde_json::Value {
+    let mut found = None;
+    eventually("it is ready", async || {
+        let text = std::fs::read_to_string(log).unwrap();
+        found = text
+            .lines()
+            .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+            .find(|line| line["message"] == "ready");
+        found.is_some()
+    })
+    .await;
+    found.unwrap()
+}
+
+async fn get(address: &str, path: &str) -> Vec<u8> {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut got = Vec::new();
+    stream.read_to_end(&mut got).await.unwrap();
+    got
+}
+
+/// The key in every form that it might slip out in: PEM, DER, and the 32 bytes that are secret.
+fn forms(pem: &str) -> Vec<Vec<u8>> {
+    let der = rustls_pki_types::PrivatePkcs8KeyDer::from_pem_slice(pem.as_bytes()).unwrap();
+    let der = der.secret_pkcs8_der();
+    // RFC 5915: version 1, then the key as an octet string.
+    let at = der.windows(5).position(|bytes| bytes == [2, 1, 1, 4, 32]).unwrap() + 5;
+    let secret = &der[at..at + 32];
+    let hex: String = secret.iter().map(|byte| format!("{byte:02x}")).collect();
+    let line = pem.lines().nth(1).unwrap();
+    vec![
+        secret.to_vec(),
+        hex.to_uppercase().into(),
+        hex.into(),
+        format!("{secret:?}").into(),
+        line[24..48].into(),
+        b"PRIVATE KEY".to_vec(),
+    ]
+}
+
+#[tokio::test]
+async fn the_ca_s_key_is_in_nothing_that_the_app_or_anybody_reads() {
+    let origin = Origin::answering(OK).await;
+    let dir = tempfile::tempdir().unwrap();
+    let (config, log) = (dir.path().join("outrigger.yaml"), dir.path().join("log"));
+    let listeners = "listeners: {proxy: '127.0.0.1:0', admin: '127.0.0.1:0', probes: '127.0.0.1:0'}";
+    let yaml = format!("version: 1\n{listeners}\nlog: {{level: debug}}\n{}", text(dir.path(), &origin, ""));
+    std::fs::write(&config, yaml).unwrap();
+    let mut process = run(&config, &log);
+    let addresses = ready(&log).await;
+    let of = |listener: &str| addresses[listener].as_str().unwrap().to_owned();
+
+    let key = dir.path().join("key/ca.key");
+    let pem = std::fs::read_to_string(&key).unwrap();
+    let mut read: Vec<(String, Vec<u8>)> = Vec::new();
+    // It is used, refused, and reloaded.
+    for app in [trusting(dir.path(), &[]), connector(RootCertStore::empty(), &[])] {
+        let mut stream = TcpStream::connect(of("proxy")).await.unwrap();
+        stream.write_all(b"CONNECT api.test:443 HTTP/1.1\r\nHost: api.test:443\r\n\r\n").await.unwrap();
+        let mut head = [0; 19];
+        stream.read_exact(&mut head).await.unwrap();
+        assert_eq!(&head, b"HTTP/1.1 200 OK\r\n\r\n");
+        if let Ok(mut stream) = tls(&app, "api.test", stream).await {
+            let got = ask(&mut stream, "GET / HTTP/1.1\r\nHost: api.test\r\nConnection: close\r\n\r\n").await;
+            read.push(("inside".to_owned(), got.into_bytes()));
+        }
+    }
+    for path in ["/config", "/api/upstreams", "/metrics", "/", "/ca.key"] {
+        read.push((path.to_owned(), get(&of("admin"), path).await));
+    }
+    process.kill().unwrap();
+    process.wait().unwrap();
+    read.push(("log".to_owned(), std::fs::read(&log).unwrap()));
+    for what in ["print", "bundle", "env"] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_outrigger"));
+        let done = command.args(["ca", what, "--config"]).arg(&config).output().unwrap();
+        assert!(done.status.success());
+        read.push((what.to_owned(), [done.stdout, done.stderr].concat()));
+    }
+
+    // What is wrong with it is told without it: cut short, and without its certificate.
+    let cut = pem.replace("-----END PRIVATE KEY-----", "");
+    let certificate = dir.path().join("key/ca.crt");
+    for broken in [&key, &certificate] {
+        std::fs::write(&key, &pem).unwrap();
+        std::fs::write(broken, &cut).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_outrigger"));
+        command.args(["run", "--config"]).arg(&config).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let done = command.output().unwrap();
+        assert_eq!(done.status.code(), Some(1));
+        read.push((format!("{} broken", broken.display()), [done.stdout, done.stderr].concat()));
+    }
+    for entry in std::fs::read_dir(dir.path().join("ca")).unwrap() {
+        let path = entry.unwrap().path();
+        let mut bytes = Vec::new();
+        std::fs::File::open(&path).unwrap().read_to_end(&mut bytes).unwrap();
+        read.push((path.display().to_string(), bytes));
+    }
+    assert_eq!(read.len(), 16);
+    for (what, bytes) in &read {
+        assert!(!bytes.is_empty(), "{what}");
+        for form in forms(&pem) {
+            let found = bytes.windows(form.len()).any(|window| window == form);
+            assert!(!found, "{what} holds the key as {:?}", String::from_utf8_lossy(&form));
+        }
+    }
 }

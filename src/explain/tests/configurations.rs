@@ -100,6 +100,17 @@ fn routes_that_overlap_or_are_nearly_it_say_so() {
 }
 
 #[test]
+fn a_clock_that_is_off_does_not_pass() {
+    let yaml = "version: 1\nupstreams: {a: {hosts: [a.b], timeouts: {attempt: off}}}\n";
+    for (method, url) in [("GET", "http://a.b/"), ("CONNECT", "a.b:443")] {
+        let text = ask(&config(yaml), method, url, &[]).text(false);
+        assert!(!text.contains("`timeouts.attempt` passes"), "{text}");
+    }
+    let text = ask(&config(&yaml.replace("off", "3s")), "GET", "http://a.b/", &[]).text(false);
+    assert!(text.contains("`timeouts.attempt` passes"), "{text}");
+}
+
+#[test]
 fn blocks_that_are_switched_off_say_where_and_a_map_over_off_says_that_it_starts_over() {
     let config = config(
         "version: 1\n\
