@@ -450,7 +450,6 @@ async fn a_start_with_a_ca_that_does_not_cover_a_host_serves_the_others() {
     tls(&app, "api.test", connect(&proxy, "api.test:443").await).await.unwrap();
     tls(&app, "new.test", connect(&proxy, "new.test:443").await).await.unwrap_err();
     proxy.stop().await;
-    proxy.stop().await;
 }
 
 /// The program, with its log in a file.
