@@ -1,5 +1,7 @@
 //! Reading `intercept`: where the CA comes from that apps trust.
 
+use std::path::{Component, Path, PathBuf};
+
 use crate::config::tls::Files;
 use crate::config::{Authority, Intercept, Unknown};
 use crate::document::Reader;
@@ -47,7 +49,7 @@ pub(crate) fn intercept(reader: &mut Reader<'_>, files: &mut Files<'_>) -> Optio
                     ),
                 };
             };
-            if key_dir.as_ref().is_some_and(|key_dir| key_dir.starts_with(&dir)) {
+            if key_dir.as_ref().is_some_and(|key_dir| resolved(key_dir).starts_with(resolved(&dir))) {
                 return problem(
                     reader,
                     "key_dir",
@@ -58,6 +60,24 @@ pub(crate) fn intercept(reader: &mut Reader<'_>, files: &mut Files<'_>) -> Optio
             Some(Intercept { authority: Authority::Generated { key_dir, constrain }, dir: Some(dir), unknown })
         }
         (false, false) => None,
+    }
+}
+
+/// Where a path leads: through symbolic links, as far as it exists, and without `..`.
+fn resolved(path: &Path) -> PathBuf {
+    let whole = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let mut plain = PathBuf::new();
+    for part in whole.components() {
+        match part {
+            Component::ParentDir => drop(plain.pop()),
+            Component::CurDir => {}
+            Component::Prefix(_) | Component::RootDir | Component::Normal(_) => plain.push(part),
+        }
+    }
+    let existing = plain.ancestors().find_map(|above| Some((above, above.canonicalize().ok()?)));
+    match existing {
+        Some((above, real)) => real.join(plain.strip_prefix(above).unwrap_or(Path::new(""))),
+        None => plain,
     }
 }
 
@@ -73,3 +93,22 @@ fn switch(reader: &mut Reader<'_>, key: &'static str) -> bool {
 /// For messages: what makes the block complete.
 pub(crate) const HELP: &str = "write `intercept: {ca_cert: FILE, ca_key: FILE}`, or `intercept: {generate: true, dir: \
                                /var/run/outrigger/ca}`, at the top of the file";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_found_in_another_however_it_is_written() {
+        let top = tempfile::tempdir().unwrap();
+        let dir = top.path().join("ca");
+        std::fs::create_dir(&dir).unwrap();
+        std::os::unix::fs::symlink(&dir, top.path().join("link")).unwrap();
+        for inside in ["ca/key", "x/../ca/key", "./ca/./key", "link/key/deeper"] {
+            assert!(resolved(&top.path().join(inside)).starts_with(resolved(&dir)), "{inside}");
+        }
+        for outside in ["key", "ca/../key", "cakey", "link/../key"] {
+            assert!(!resolved(&top.path().join(outside)).starts_with(resolved(&dir)), "{outside}");
+        }
+    }
+}

@@ -94,7 +94,15 @@ impl<'f> Files<'f> {
             usable.map(|_| identity).map_err(|message| ("client_cert", Failure::Content(message)))
         });
         match read {
-            Ok(identity) => Some(identity),
+            Ok(identity) => {
+                // No error: it ends while nobody looks, and a proxy that doesn't start takes away more than this.
+                if identity.chain.first().is_some_and(|first| has_ended(first)) {
+                    let help =
+                        Some("replace it: until then apps refuse every connection that is intercepted".to_owned());
+                    reader.warning("ca_cert", "has expired".to_owned(), help);
+                }
+                Some(identity)
+            }
             Err((which, failure)) => {
                 self.report(reader, if which == "client_key" { "ca_key" } else { "ca_cert" }, failure);
                 None
@@ -204,6 +212,11 @@ pub(crate) fn from_files(ca: Option<Named<'_>>, identity: Option<(Named<'_>, Nam
         ca_file: ca.map(|(_, path)| path.to_owned()),
         client_cert: None,
     })
+}
+
+fn has_ended(certificate: &CertificateDer<'_>) -> bool {
+    let now = x509_parser::time::ASN1Time::now();
+    x509_parser::parse_x509_certificate(certificate).is_ok_and(|(_, parsed)| parsed.validity().not_after < now)
 }
 
 fn read_certificates(path: &Path) -> Result<Certificates, Failure> {

@@ -79,8 +79,10 @@ impl fmt::Display for Spot {
 pub struct Explanation {
     /// The request: `POST http://api.stripe.com/v1/charges`. Values of the query are left out.
     pub request: String,
-    /// `request`, `tunnel`, or `refused`.
+    /// `request`, `tunnel`, `intercepted` (a CONNECT whose TLS ends here), or `refused`.
     pub verdict: &'static str,
+    /// Whether the app's TLS ends here, by `https: intercept`, and the request is one inside it.
+    pub inside: bool,
     /// Why it is refused, and what the app gets.
     pub refusal: Option<Refusal>,
     /// Whose policies; `None` where it is refused before that is asked.
@@ -89,13 +91,13 @@ pub struct Explanation {
     pub route: Option<RouteChoice>,
     /// Where it goes: one of these, the least loaded of two at random. On an upstream's own port too.
     pub leads_to: Vec<Destination>,
-    /// Every setting that it meets; none where it is refused.
+    /// Every setting that it meets; none where it is refused or intercepted.
     pub policy: Vec<Setting>,
-    /// Whose state it shares; none where it is refused.
+    /// Whose state it shares; none where it is refused or intercepted.
     pub state: Vec<State>,
-    /// What is sent again; `None` where it is refused.
+    /// What is sent again; `None` where it is refused or intercepted.
     pub retries: Option<Retries>,
-    /// The worst case; `None` where it is refused.
+    /// The worst case; `None` where it is refused or intercepted.
     pub clocks: Option<Clocks>,
     /// For a URL with `https://`, which becomes a tunnel: what the same request gets as `http://`.
     pub as_http: Option<AsHttp>,
@@ -137,9 +139,18 @@ pub struct AsHttp {
 
 /// Explains what happens to the request under this configuration.
 pub fn explain(config: &Config, question: &Question) -> Explanation {
+    let intercepted = question.is_tunnel() && upstream::intercepts(config, &question.target);
+    let inside = question.inside().filter(|_| intercepted);
+    let question = inside.as_ref().unwrap_or(question);
+    let verdict = match (question.is_tunnel(), intercepted) {
+        (true, true) => "intercepted",
+        (true, false) => "tunnel",
+        (false, _) => "request",
+    };
     let mut explanation = Explanation {
         request: question.shown(),
-        verdict: if question.is_tunnel() { "tunnel" } else { "request" },
+        verdict,
+        inside: inside.is_some(),
         refusal: None,
         upstream: None,
         route: None,
@@ -148,7 +159,7 @@ pub fn explain(config: &Config, question: &Question) -> Explanation {
         state: Vec::new(),
         retries: None,
         clocks: None,
-        as_http: question.as_http().map(|question| as_http(config, &question)),
+        as_http: question.as_http().filter(|_| !intercepted).map(|question| as_http(config, &question)),
         notes: Vec::new(),
     };
     if let Err((error, place)) = fill(config, question, &mut explanation) {
@@ -190,6 +201,25 @@ fn fill(config: &Config, question: &Question, explanation: &mut Explanation) -> 
     let upstream = at.map(|at| &config.upstreams[at]);
 
     let tunnel = question.is_tunnel();
+    if tunnel || explanation.inside {
+        let refused = |error: Error| {
+            let place = match (&error, upstream) {
+                (Error::Denied(Denial::ConnectPort(_)), _) => spot(config, "egress.connect_ports"),
+                (_, Some(upstream)) => spot(config, &format!("upstreams.{}.https", upstream.name)),
+                (_, None) => None,
+            };
+            (error, place)
+        };
+        way::may_tunnel(config, upstream, target).map_err(refused)?;
+    }
+    if tunnel && upstream.is_some_and(|upstream| upstream.connect == config::Connect::Intercept) {
+        explanation.notes.push(format!(
+            "Nothing is dialled for the CONNECT itself. To see what a request inside gets, ask for its URL, as in \
+             `GET https://{}/`.",
+            target.authority()
+        ));
+        return Ok(());
+    }
     let mut headers = question.headers.clone();
     let upgrade = headers::asks_upgrade(&headers, Version::HTTP_11);
     let route = match upstream {
@@ -205,7 +235,7 @@ fn fill(config: &Config, question: &Question, explanation: &mut Explanation) -> 
         (Some(upstream), None) => &upstream.policies,
         (None, None) => &config.unmatched.policies,
     };
-    explanation.policy = Lane { config, upstream, route, tunnel, upgrade }.settings();
+    explanation.policy = Lane { config, upstream, route, tunnel, inside: explanation.inside, upgrade }.settings();
     explanation.state = {
         let show_key = !is_hidden(&explanation.policy, "rate_limit.key");
         state::states(upstream, route, policies, tunnel, show_key)
@@ -214,15 +244,6 @@ fn fill(config: &Config, question: &Question, explanation: &mut Explanation) -> 
     let keys = policies.retry.as_ref().map_or(&[][..], |retry| &retry.idempotency_headers);
     headers::remove_hop_by_hop(&mut headers, upgrade, keys);
     if tunnel {
-        let refused = |error: Error| {
-            let place = match (&error, upstream) {
-                (Error::Denied(Denial::ConnectPort(_)), _) => spot(config, "egress.connect_ports"),
-                (_, Some(upstream)) => spot(config, &format!("upstreams.{}.https", upstream.name)),
-                (_, None) => None,
-            };
-            (error, place)
-        };
-        way::may_tunnel(config, upstream, target).map_err(refused)?;
         headers = HeaderMap::new();
     } else {
         headers::expects_continue(&headers, Version::HTTP_11).map_err(|error| (error, None))?;
@@ -379,7 +400,7 @@ fn as_http(config: &Config, question: &Question) -> AsHttp {
 fn notes(question: &Question, upstream: Option<&config::Upstream>, explanation: &Explanation) -> Vec<String> {
     let mut notes = Vec::new();
     let target = &question.target;
-    let changed = |origin: &Destination| target.form == Form::Absolute && origin.tls.is_some();
+    let changed = |to: &Destination| target.form == Form::Absolute && target.scheme == Scheme::Http && to.tls.is_some();
     if question.is_tunnel() {
         let ignored: Vec<&str> = upstream
             .map(|upstream| {

@@ -79,7 +79,17 @@ impl Question {
         Some(Question { uri, target, ..self.clone() })
     }
 
-    /// Whether the bytes go through unseen.
+    /// The same request inside its tunnel, where that is intercepted. `None`: it is itself the CONNECT, or no tunnel.
+    pub(crate) fn inside(&self) -> Option<Question> {
+        if self.method == Method::CONNECT || !self.is_tunnel() {
+            return None;
+        }
+        let read = target::read(&self.method, &self.uri, Version::HTTP_11, &self.headers, Scheme::Https).ok()?;
+        // An app sends a path there, and the host as Host.
+        Some(Question { target: Target { form: Form::Origin, ..read }, ..self.clone() })
+    }
+
+    /// Whether it is a CONNECT by the time it reaches the proxy.
     pub(crate) fn is_tunnel(&self) -> bool {
         self.target.form == Form::Authority
     }

@@ -40,6 +40,8 @@ pub(super) struct Lane<'a> {
     pub(super) route: Option<&'a config::Route>,
     /// Only a part of it acts on a tunnel.
     pub(super) tunnel: bool,
+    /// It comes through a tunnel that ends here.
+    pub(super) inside: bool,
     /// The request asks to switch protocols.
     pub(super) upgrade: bool,
 }
@@ -142,7 +144,7 @@ impl Lane<'_> {
     fn acts(&self, path: &str) -> bool {
         match path {
             "egress.unmatched" => self.upstream.is_none(),
-            "egress.connect_ports" | "https" => self.tunnel,
+            "egress.connect_ports" | "https" => self.tunnel || self.inside,
             "timeouts.tunnel_idle" => self.tunnel || self.upgrade,
             "scheme" => !self.tunnel && self.upstream.is_none_or(|upstream| upstream.to.is_empty()),
             path => !self.tunnel || acts_on_tunnels(path),

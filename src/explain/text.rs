@@ -54,6 +54,12 @@ impl Page {
             let what = "through HTTPS_PROXY this is CONNECT: bytes pass unseen, to the host and port it names";
             self.section("Tunnel", YELLOW, what);
         }
+        if explanation.verdict == "intercepted" {
+            self.section("Inside", YELLOW, "the app's TLS ends here, and each request inside gets every policy");
+        }
+        if explanation.inside && explanation.refusal.is_none() {
+            self.section("Inside", YELLOW, "through HTTPS_PROXY the app's TLS ends here, and every policy acts");
+        }
         if let Some(http) = &explanation.as_http {
             let lead = match (&http.refused, &http.upstream) {
                 (Some(code), _) => format!("as {} it would be refused ({code})", http.url),

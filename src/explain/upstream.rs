@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::config::{Config, HostPattern, host};
+use crate::config::{Config, Connect, HostPattern, host};
 use crate::explain::Spot;
 use crate::origin::Host;
 use crate::proxy::target::Target;
@@ -78,6 +78,13 @@ pub(super) fn choose(config: &Config, target: &Target) -> (Option<usize>, Choice
         near: near(config, target, Some(first.upstream)),
     };
     (Some(first.upstream), choice)
+}
+
+/// Whether the host's upstream ends the TLS of what goes through its tunnels.
+pub(super) fn intercepts(config: &Config, target: &Target) -> bool {
+    let index = Index::new(&config.upstreams);
+    let first = index.candidates(&target.host, target.port).next();
+    first.is_some_and(|first| config.upstreams[first.upstream].connect == Connect::Intercept)
 }
 
 /// The upstream whose own port was asked.

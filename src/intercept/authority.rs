@@ -40,7 +40,7 @@ impl Authority {
     /// A CA brought from outside. `chain` begins with its own certificate.
     ///
     /// # Errors
-    /// A sentence: it is no CA, has expired, or its key can't be used.
+    /// A sentence: it is no CA, or its key can't be used.
     pub(crate) fn given(chain: Vec<CertificateDer<'static>>, key: &PrivateKeyDer<'_>) -> Result<Authority, String> {
         let first = chain.first().ok_or("holds no certificate")?;
         let (_, parsed) = x509_parser::parse_x509_certificate(first).map_err(|_| "can't be parsed".to_owned())?;
@@ -55,7 +55,25 @@ impl Authority {
         let not_after = SystemTime::UNIX_EPOCH + Duration::from_secs(not_after);
         let key = KeyPair::try_from(key).map_err(|error| format!("has a key that can't sign: {error}"))?;
         let issuer = Issuer::from_ca_cert_der(first, key).map_err(|error| format!("can't be used: {error}"))?;
-        Ok(Authority { issuer, chain, not_after })
+        let subject = parsed.subject().as_raw().to_vec();
+        let authority = Authority { issuer, chain, not_after };
+        authority.is_named(&subject)?;
+        Ok(authority)
+    }
+
+    /// Whether what it signs names it as its own certificate does: chains are put together by that.
+    fn is_named(&self, subject: &[u8]) -> Result<(), String> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|error| error.to_string())?;
+        let host = Host::parse("localhost").map_err(str::to_owned)?;
+        let signed = self.sign(&host, &key, SystemTime::now())?;
+        let leaf = signed.chain.first().ok_or("can't sign")?;
+        let (_, leaf) = x509_parser::parse_x509_certificate(leaf).map_err(|error| error.to_string())?;
+        if leaf.issuer().as_raw() == subject {
+            return Ok(());
+        }
+        Err("has a subject that can't be repeated in what it signs (an attribute stands in it twice, such as `DC` or `OU`): make \
+             a CA, or an intermediate one, with a plain subject such as `CN=Outrigger CA`"
+            .to_owned())
     }
 
     /// A new CA, and its key as PEM. With `hosts` it may sign for these alone (RFC 5280 section 4.2.1.10).

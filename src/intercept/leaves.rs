@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use rustls::ServerConfig;
-use rustls::crypto::aws_lc_rs;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::server::{ProducesTickets, ServerSessionMemoryCache, StoresServerSessions};
 use rustls::sign::{CertifiedKey, SigningKey, SingleCertAndKey};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -27,6 +27,7 @@ pub(crate) struct Leaves {
     /// One key for all of them: it never leaves the process, and making one costs more than a signature.
     key: KeyPair,
     signing: Arc<dyn SigningKey>,
+    provider: Arc<CryptoProvider>,
     tickets: Arc<dyn ProducesTickets>,
     sessions: Arc<dyn StoresServerSessions>,
     kept: Mutex<Kept>,
@@ -58,7 +59,8 @@ impl Leaves {
         let signing = aws_lc_rs::sign::any_supported_type(&der).map_err(|error| error.to_string())?;
         let tickets = aws_lc_rs::Ticketer::new().map_err(|error| error.to_string())?;
         let sessions = ServerSessionMemoryCache::new(SESSIONS);
-        Ok(Leaves { authority, key, signing, tickets, sessions, kept: Mutex::default() })
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        Ok(Leaves { authority, key, signing, provider, tickets, sessions, kept: Mutex::default() })
     }
 
     /// Their CA.
@@ -95,7 +97,7 @@ impl Leaves {
     fn make(&self, host: &Host, used: u64, now: SystemTime) -> Result<Leaf, String> {
         let signed = self.authority.sign(host, &self.key, now)?;
         let certified = CertifiedKey::new(signed.chain, self.signing.clone());
-        let mut tls = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        let mut tls = ServerConfig::builder_with_provider(self.provider.clone())
             .with_safe_default_protocol_versions()
             .map_err(|error| error.to_string())?
             .with_no_client_auth()

@@ -4,7 +4,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use hyper::upgrade::OnUpgrade;
@@ -35,6 +35,9 @@ const HANDSHAKE: u8 = 22;
 const UNRECOGNIZED_NAME: &[u8] = &[21, 3, 3, 0, 2, 2, 112];
 /// The first read inside a tunnel: enough for most client hellos.
 const FIRST_READ: usize = 1024;
+
+/// How long an app may be silent before it is taken for one that waits for the server's first word, where such are passed on.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// What the requests of a connection inside a tunnel may ask for.
 #[derive(Debug, PartialEq, Eq)]
@@ -72,11 +75,16 @@ enum Speech {
 }
 
 impl Speech {
-    /// By the first byte. Every HTTP method in use is written in capitals, and so is the HTTP/2 preface.
+    /// By the first bytes. Every HTTP method in use is written in capitals, and so is the HTTP/2 preface; a space follows it.
+    /// Others begin with capitals too (`SSH-2.0-x` and a line's end, `AMQP` and a zero).
     fn of(first: &[u8]) -> Speech {
+        let word = |byte: &u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(byte);
         match first.first() {
             Some(&HANDSHAKE) => Speech::Tls,
-            Some(byte) if byte.is_ascii_uppercase() => Speech::Http,
+            Some(byte) if byte.is_ascii_uppercase() => match first.iter().find(|byte| !word(byte)) {
+                Some(b' ') | None => Speech::Http,
+                Some(_) => Speech::Unknown,
+            },
             Some(_) | None => Speech::Unknown,
         }
     }
@@ -111,8 +119,10 @@ pub(crate) fn start(
 impl Tunnel {
     async fn serve(self, app: Replayed, mut record: Box<Record>) {
         let table = self.proxy.table.load();
-        let deadline = Instant::now() + table.config.limits.header_timeout;
-        let Some((socket, first)) = listen(app, deadline).await else { return record.answered() };
+        let now = Instant::now();
+        let deadline = now + table.config.limits.header_timeout;
+        let silence = if passes_on(&table) { deadline.min(now + SILENCE) } else { deadline };
+        let Some((socket, first)) = listen(app, silence).await else { return record.answered() };
         match Speech::of(&first) {
             Speech::Tls => {
                 let Some((stream, strayed)) = self.handshake(&table, socket, first.freeze(), deadline).await else {
@@ -161,8 +171,7 @@ impl Tunnel {
 
     /// What is neither TLS nor HTTP can't get the policies.
     async fn unknown(self, table: &Table, socket: Socket, first: Bytes, mut record: Box<Record>) {
-        let pass = table.config.intercept.as_ref().is_some_and(|intercept| intercept.unknown == Unknown::Tunnel);
-        if !pass {
+        if !passes_on(table) {
             let upstream = &*self.upstream.name;
             let (host, port) = (&self.target.host, self.target.port);
             tracing::warn!(
@@ -187,6 +196,11 @@ impl Tunnel {
             }
         }
     }
+}
+
+/// Whether what is neither TLS nor HTTP is passed on.
+fn passes_on(table: &Table) -> bool {
+    table.config.intercept.as_ref().is_some_and(|intercept| intercept.unknown == Unknown::Tunnel)
 }
 
 /// Serves a connection of `listeners.tls`: an app that takes us for the host itself.
@@ -285,5 +299,33 @@ fn is_rejection(error: &io::Error) -> bool {
             error.kind(),
             io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_bytes_tell_what_is_spoken() {
+        let spoken = |first: &[u8]| match Speech::of(first) {
+            Speech::Tls => "tls",
+            Speech::Http => "http",
+            Speech::Unknown => "unknown",
+        };
+        for (first, what) in [
+            (&b"\x16\x03\x01"[..], "tls"),
+            (b"GET / HTTP/1.1\r\n", "http"),
+            (b"VERSION-CONTROL /", "http"),
+            (b"G", "http"),
+            (b"PRI * HTTP/2.0\r\n", "http"),
+            (b"", "unknown"),
+            (b"\x00\x00\x00\x08", "unknown"),
+            (b"SSH-2.0-OpenSSH_9.6\r\n", "unknown"),
+            (b"AMQP\x00\x00\x09\x01", "unknown"),
+            (b"*1\r\n$4\r\nPING\r\n", "unknown"),
+        ] {
+            assert_eq!(spoken(first), what, "{first:?}");
+        }
     }
 }

@@ -27,7 +27,7 @@ use crate::proxy::head::Bounds;
 use crate::proxy::io::{AppIo, Link, Replayed};
 use crate::proxy::respond::{self, Asked, Progress};
 use crate::proxy::socket::Socket;
-use crate::proxy::{Connection, Entry, Proxy, inside};
+use crate::proxy::{Connection, Entry, Proxy, Retired, inside};
 use crate::shutdown;
 use crate::telemetry::metrics::Limit;
 use crate::telemetry::report::{Gauge, Rejected};
@@ -205,13 +205,21 @@ pub(crate) async fn speak(
     let deadline = Instant::now() + limits.header_timeout;
     let Some((stream, first)) = sniff(stream, first, deadline).await else { return };
     if first.starts_with(PREFACE) {
-        let connection = Arc::new(Connection { proxy, entry, local, link: None, place });
+        let begun = drain.begun.child_token();
+        let retired = Retired::new(Some(begun.clone()));
+        let connection = Arc::new(Connection { proxy, entry, local, link: None, place, retired });
         let handler = move |request| answering(&connection, request);
-        let begun = drain.begun.clone();
         http2(Replayed::new(stream, first.freeze()), &limits, begun, handler).await;
     } else {
         let link = Arc::new(Link::default());
-        let connection = Arc::new(Connection { proxy, entry, local, link: Some(Arc::clone(&link)), place });
+        let connection = Arc::new(Connection {
+            proxy,
+            entry,
+            local,
+            link: Some(Arc::clone(&link)),
+            place,
+            retired: Retired::default(),
+        });
         let handler = move |request| answering(&connection, request);
         http1(stream, first, deadline, link, &limits, handler).await;
     }
@@ -224,7 +232,13 @@ async fn sniff(mut stream: Socket, mut first: BytesMut, deadline: Instant) -> Op
         match timeout_at(deadline, stream.read_buf(&mut first)).await {
             Ok(Ok(n)) if n > 0 => {}
             Ok(Ok(_)) | Err(_) if !first.is_empty() => break,
-            Ok(Ok(_) | Err(_)) | Err(_) => return None,
+            Ok(Ok(_) | Err(_)) | Err(_) => {
+                // Without a word of farewell TLS would look cut off.
+                if matches!(stream, Socket::Tls(_)) {
+                    let _ = timeout(FAREWELL, stream.shutdown()).await;
+                }
+                return None;
+            }
         }
     }
     Some((stream, first))

@@ -20,7 +20,7 @@ use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 
@@ -29,8 +29,10 @@ use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
-use crate::error::{Error, HeadBound, Result};
+use crate::config::Connect;
+use crate::error::{Denial, Error, HeadBound, Result};
 use crate::message::{AppBody, Outbound};
 use crate::origin::{Origin, Scheme};
 use crate::policy::carry::Carry;
@@ -118,6 +120,30 @@ pub(crate) struct Connection {
     pub(crate) link: Option<Arc<Link>>,
     /// Its place among `limits.max_connections`; what is inside a tunnel has that of the tunnel.
     pub(crate) place: Arc<Place>,
+    /// Whether it is to be closed as soon as what is under way has ended.
+    pub(crate) retired: Retired,
+}
+
+/// The end of a connection that a reload left behind: the app is to make a new one.
+#[derive(Default)]
+pub(crate) struct Retired {
+    told: AtomicBool,
+    /// Present on HTTP/2: sends GOAWAY.
+    goaway: Option<CancellationToken>,
+}
+
+impl Retired {
+    /// Not yet.
+    pub(crate) fn new(goaway: Option<CancellationToken>) -> Retired {
+        Retired { told: AtomicBool::new(false), goaway }
+    }
+
+    fn tell(&self) {
+        self.told.store(true, Ordering::Relaxed);
+        if let Some(goaway) = &self.goaway {
+            goaway.cancel();
+        }
+    }
 }
 
 /// What a request comes to.
@@ -184,7 +210,8 @@ pub(crate) fn serve(
             }
             Err(error) => refused(&connection, error, asked, record),
         };
-        if asked.http1 && connection.proxy.drain.begun.is_cancelled() {
+        let closes = connection.retired.told.load(Ordering::Relaxed) || connection.proxy.drain.begun.is_cancelled();
+        if asked.http1 && closes {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
@@ -316,8 +343,15 @@ fn route(connection: &Connection, table: &Table, target: &Target) -> Result<Way>
     }
     if let Entry::Inside(inside) = &connection.entry {
         inside.serves(target)?;
-        // A reload may have ended interception while the connection lives on.
-        let upstream = found.filter(|found| found.intercepts()).ok_or(Error::Misdirected)?;
+        // A reload may have ended interception while the connection lives on. Its app is not made to suffer for that, and
+        // makes a new one.
+        if found.is_none_or(|found| !found.intercepts()) {
+            connection.retired.tell();
+        }
+        let upstream = found.ok_or(Error::Misdirected)?;
+        if upstream.config.as_ref().is_some_and(|config| config.connect == Connect::Deny) {
+            return Err(Error::Denied(Denial::Connect));
+        }
         let origin = upstream.origin(target.scheme, target.host.clone(), target.port);
         return Ok(Way { upstream: Arc::clone(upstream), origin, keep_host: true });
     }

@@ -370,6 +370,114 @@ async fn a_name_that_leads_back_to_the_tls_listener_is_a_loop() {
     proxy.stop().await;
 }
 
+#[tokio::test]
+async fn a_reload_that_ends_interception_costs_no_request_of_a_live_connection_and_closes_it() {
+    let origin = Origin::answering(OK).await;
+    let dir = tempfile::tempdir().unwrap();
+    let text = |https: &str| text(dir.path(), &origin, "").replace("https: intercept\n", https);
+    let proxy = Proxy::start(&text("https: intercept\n")).await;
+    let app = trusting(dir.path(), &["http/1.1"]);
+    let h2 = trusting(dir.path(), &["h2"]);
+    let get = "GET / HTTP/1.1\r\nHost: api.test\r\n\r\n";
+    for (https, status) in [("https: tunnel\n", 200), ("https: deny\n", 403)] {
+        assert!(proxy.reload(&text("https: intercept\n")).await.took_effect());
+        let mut stream = tls(&app, "api.test", connect(&proxy, "api.test:443").await).await.unwrap();
+        stream.write_all(get.as_bytes()).await.unwrap();
+        stream.read_exact(&mut [0; OK.len()]).await.unwrap();
+        let many = tls(&h2, "api.test", connect(&proxy, "api.test:443").await).await.unwrap();
+        let (mut send, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(many)).await.unwrap();
+        let connection = tokio::spawn(connection);
+        assert!(proxy.reload(&text(https)).await.took_effect());
+
+        // Read to the end, which is a clean one.
+        let got = ask(&mut stream, get).await;
+        assert!(got.starts_with(&format!("HTTP/1.1 {status} ")) && got.contains("connection: close"), "{https} {got}");
+        let request = http::Request::get("https://api.test/").body(Full::new(Bytes::new())).unwrap();
+        assert_eq!(send.send_request(request).await.unwrap().status().as_u16(), status);
+        connection.await.unwrap().unwrap();
+    }
+    let other = format!("upstreams: {{new: {{hosts: [new.test], to: [\"http://{}\"]}}}}\n", origin.address());
+    assert!(proxy.reload(&text("https: intercept\n")).await.took_effect());
+    let mut stream = tls(&app, "api.test", connect(&proxy, "api.test:443").await).await.unwrap();
+    assert!(proxy.reload(&other).await.took_effect());
+    let got = ask(&mut stream, get).await;
+    assert!(got.starts_with("HTTP/1.1 421 ") && got.contains("connection: close"), "{got}");
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_that_never_asks_is_closed_cleanly_inside_tls() {
+    let origin = Origin::answering(OK).await;
+    let (proxy, dir) = intercepting(&origin, "limits: {header_timeout: 200ms}\n").await;
+    let app = trusting(dir.path(), &["http/1.1"]);
+    let mut stream = tls(&app, "api.test", connect(&proxy, "api.test:443").await).await.unwrap();
+    // An end without close_notify would be an error.
+    assert_eq!(stream.read(&mut [0; 1]).await.unwrap(), 0);
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn an_app_that_waits_for_the_servers_first_word_gets_it_long_before_the_header_timeout() {
+    let origin = Origin::scripted(|mut conn| async move {
+        conn.send("220 hello\r\n").await;
+        conn.take(1).await;
+    })
+    .await;
+    let dir = tempfile::tempdir().unwrap();
+    let text = format!(
+        "limits: {{header_timeout: 1h}}\nintercept: {{generate: true, dir: {}, unknown: tunnel}}\nupstreams:\n  mail: {{hosts: \
+         [\"127.0.0.1\"], allow_addresses: [loopback], https: intercept}}\n",
+        dir.path().display()
+    );
+    let proxy = Proxy::start(&text).await;
+    let mut stream = connect(&proxy, &origin.address().to_string()).await;
+    let mut got = [0; 9];
+    let read = tokio::time::timeout(crate::support::PATIENCE, stream.read_exact(&mut got));
+    read.await.unwrap().unwrap();
+    assert_eq!(&got, b"220 hello");
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn a_ca_that_was_made_stays_over_reloads_that_move_it_or_lift_its_constraints() {
+    let origin = Origin::answering(OK).await;
+    let dir = tempfile::tempdir().unwrap();
+    let text = |ca: &str, more: &str| {
+        let to = origin.address();
+        format!(
+            "intercept: {{generate: true, dir: {}{more}}}\nupstreams:\n  api: {{hosts: [api.test], to: [\"http://{to}\"], https: \
+             intercept}}\n",
+            dir.path().join(ca).display()
+        )
+    };
+    let proxy = Proxy::start(&text("ca", "")).await;
+    let app = trusting(dir.path(), &["http/1.1"]);
+    assert!(proxy.reload(&text("moved", ", constrain: off")).await.took_effect());
+    tls(&app, "api.test", connect(&proxy, "api.test:443").await).await.unwrap();
+    let read = |file: &str| std::fs::read(dir.path().join(file)).unwrap();
+    assert_eq!(read("ca/ca.crt"), read("moved/ca.crt"));
+    let outside = text("moved", ", constrain: off").replace("[api.test]", "[api.test, new.test]");
+    assert!(!proxy.reload(&outside).await.took_effect());
+    let nowhere = proxy.reload(&text("ca/ca.crt/below", "")).await;
+    assert!(!nowhere.took_effect());
+    assert!(format!("{:?}", nowhere.problems).contains("can't be written"), "{:?}", nowhere.problems);
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn a_start_with_a_ca_that_does_not_cover_a_host_serves_the_others() {
+    let origin = Origin::answering(OK).await;
+    let (proxy, dir) = intercepting(&origin, "").await;
+    proxy.stop().await;
+    let more = format!("  new: {{hosts: [new.test], to: [\"http://{}\"], https: intercept}}\n", origin.address());
+    let proxy = Proxy::start(&text(dir.path(), &origin, &more)).await;
+    let app = trusting(dir.path(), &["http/1.1"]);
+    tls(&app, "api.test", connect(&proxy, "api.test:443").await).await.unwrap();
+    tls(&app, "new.test", connect(&proxy, "new.test:443").await).await.unwrap_err();
+    proxy.stop().await;
+}
+
 /// The program, with its log in a file.
 fn run(config: &Path, log: &Path) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_outrigger"));

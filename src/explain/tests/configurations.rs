@@ -335,3 +335,34 @@ fn a_grpc_timeout_and_an_expectation_count() {
     let refusal = ask(&config, "PUT", "http://a.test/", &["Expect: something"]).refusal.unwrap();
     assert_eq!((refusal.status, refusal.code), (417, "expectation_failed"));
 }
+
+#[test]
+fn what_is_inside_an_intercepted_tunnel_gets_what_a_request_gets() {
+    let config = config(
+        "version: 1\nintercept: {generate: true, dir: /nowhere}\negress: {connect_ports: [443]}\nupstreams:\n  api:\n    hosts: \
+         [api.x]\n    https: intercept\n    to: [\"https://b.x:8443\"]\n    routes: [{name: a, match: {path: /a}}]\n",
+    );
+    let told = ask(&config, "GET", "https://API.x./a?q", &[]);
+    assert_eq!((told.verdict, told.inside, told.as_http.is_none()), ("request", true, true));
+    assert_eq!(told.route.as_ref().unwrap().name.as_deref(), Some("a"));
+    let to = &told.leads_to[0];
+    assert_eq!((to.origin.as_str(), to.host.as_deref()), ("https://b.x:8443", Some("b.x:8443")));
+    let plain = ask(&config, "GET", "http://api.x/a", &[]);
+    let cases = |told: &Explanation| format!("{:?} {:?}", told.retries, told.clocks);
+    assert_eq!(cases(&told), cases(&plain));
+    let acts = |told: &Explanation, name| told.policy.iter().any(|setting| setting.setting == name && setting.acts);
+    assert!(acts(&told, "https") && acts(&told, "retry.methods") && !acts(&plain, "https"));
+    assert!(told.notes.is_empty(), "{:?}", told.notes);
+    let text = told.text(false);
+    assert!(text.contains("Inside     through HTTPS_PROXY the app's TLS ends here"), "{text}");
+
+    let connect = ask(&config, "CONNECT", "api.x:443", &[]);
+    assert_eq!((connect.verdict, connect.inside, connect.leads_to.len()), ("intercepted", false, 0));
+    assert!(connect.retries.is_none() && connect.policy.is_empty() && connect.refusal.is_none());
+    assert!(connect.text(false).contains("each request inside gets every policy"));
+    assert!(connect.notes[0].contains("`GET https://api.x/`"), "{:?}", connect.notes);
+
+    let refused = ask(&config, "GET", "https://api.x:8443/a", &[]);
+    assert_eq!((refused.verdict, refused.refusal.unwrap().status), ("refused", 403));
+    assert_eq!(ask(&config, "GET", "https://else.x/", &[]).verdict, "tunnel");
+}
