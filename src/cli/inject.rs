@@ -18,7 +18,7 @@ pub(crate) struct Options {
     /// Files with manifests, YAML or JSON; `-` or none is standard input.
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// The ConfigMap that holds `outrigger.yaml`, in the namespace of the pods.
+    /// The ConfigMap with `outrigger.yaml`, in the pods' namespace.
     #[arg(long, value_name = "NAME", default_value = "outrigger", value_parser = config_map_name)]
     config_map: String,
     /// The sidecar's image.

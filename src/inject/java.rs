@@ -86,8 +86,8 @@ mod tests {
     use super::*;
 
     const OURS: &str = "-Dtrust=/ca -Dhttp.proxyHost=1";
-    const HOSTS: &str =
-        "-Dhttp.nonProxyHosts=localhost|127.0.0.1|[::1]|169.254.*|*.svc|*.cluster.local|kubernetes.default";
+    const HOSTS: &str = "-Dhttp.nonProxyHosts=localhost|127.0.0.1|[::1]|169.254.*|*.svc|*.cluster.local|kubernetes.default\
+                         |$(KUBERNETES_SERVICE_HOST)";
 
     #[test]
     fn the_apps_options_come_first_and_nothing_is_added_twice() {
@@ -109,7 +109,7 @@ mod tests {
     #[test]
     fn exempt_hosts_are_extended_in_javas_own_notation() {
         let own = merge("-Dhttp.nonProxyHosts=x|localhost -Xss1m", OURS, &[], false).unwrap();
-        let rest = "127.0.0.1|[::1]|169.254.*|*.svc|*.cluster.local|kubernetes.default";
+        let rest = "127.0.0.1|[::1]|169.254.*|*.svc|*.cluster.local|kubernetes.default|$(KUBERNETES_SERVICE_HOST)";
         assert_eq!(own, format!("-Dhttp.nonProxyHosts=x|localhost|{rest} -Xss1m {OURS}"));
         let patterns = [".corp.example", "10.0.0.0/8", "10.0.0.0/12", "host:8080", "*"].map(pattern);
         assert_eq!(patterns.map(|one| one.unwrap_or_default()), ["*.corp.example", "10.*", "", "", "*"]);
