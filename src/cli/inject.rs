@@ -24,7 +24,7 @@ pub(crate) struct Options {
     /// The sidecar's image.
     #[arg(long, value_name = "IMAGE", default_value = IMAGE, value_parser = image_name)]
     image: String,
-    /// Lead only this container to Outrigger (may be given several times); without it, all of them.
+    /// Lead only this container to Outrigger (may be repeated); without it, all of them.
     #[arg(long = "container", value_name = "NAME")]
     containers: Vec<String>,
     /// Hosts that don't go through Outrigger, besides the cluster's own (commas between them).
@@ -33,11 +33,10 @@ pub(crate) struct Options {
     /// Replace variables that the app sets itself; without it they are left, with a warning.
     #[arg(long)]
     overwrite_env: bool,
-    /// Share the CA of `https: intercept` with the app: volumes in memory, and the variables by which runtimes trust it.
+    /// Share the CA of `https: intercept` with the app, by volumes in memory and variables.
     #[arg(long)]
     intercept: bool,
-    /// For apps that ignore the proxy variables: names that lead to Outrigger's `listeners.tls` in the pod (commas between
-    /// them).
+    /// Names that lead to `listeners.tls`, for apps that ignore proxy variables (commas between).
     #[arg(long, value_name = "HOSTS", value_delimiter = ',', value_parser = alias, requires = "intercept")]
     host_aliases: Vec<String>,
     /// An ordinary container instead of a native sidecar, for clusters before Kubernetes 1.29.
