@@ -13,6 +13,11 @@ fn setting<'e>(told: &'e Explanation, path: &str) -> (String, &'e str, Option<us
     (value, setting.from, setting.place.as_ref().map(|place| place.line))
 }
 
+/// A file of the project, read when the test runs: an image is built without it.
+fn project_file(path: &str) -> String {
+    std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
 #[test]
 fn exact_hosts_ports_and_wildcards_say_why_the_others_come_later_or_miss() {
     let config = config(
@@ -164,7 +169,7 @@ fn blocks_that_are_switched_off_say_where_and_a_map_over_off_says_that_it_starts
 
 #[test]
 fn values_by_anchors_and_merge_keys_are_placed_where_they_are_written() {
-    let config = config(include_str!("../../../tests/config/valid/anchors.yaml"));
+    let config = config(&project_file("tests/config/valid/anchors.yaml"));
     let told = ask(&config, "GET", "http://b.example/", &[]);
     assert_eq!(setting(&told, "retry.max_attempts"), ("2".into(), "upstream", Some(5)));
     assert_eq!(setting(&told, "retry.max_retry_after"), ("1s".into(), "upstream", Some(9)));
@@ -312,7 +317,7 @@ fn secrets_are_in_neither_form() {
 
 #[test]
 fn the_text_is_at_most_a_hundred_columns_and_plain_without_colour() {
-    let config = config(include_str!("../../../config.example.yaml"));
+    let config = config(&project_file("config.example.yaml"));
     for (method, url) in [
         ("POST", "http://127.0.0.1:7201/v1/charges"),
         ("GET", "https://api.github.com/a/rather/long/path/so/that/the/line/has/to/be/broken/somewhere"),
