@@ -14,7 +14,7 @@ CASES = pathlib.Path(__file__).parent
 # The first release with native sidecars on by default, and the newest that there are schemas for.
 VERSIONS = ("1.29", None)
 PROXY = "http://127.0.0.1:7171"
-EXEMPT = "localhost,127.0.0.1,::1,169.254.0.0/16,.svc,.cluster.local,kubernetes.default"
+EXEMPT = "localhost,127.0.0.1,::1,169.254.0.0/16,.svc,.cluster.local,kubernetes.default,$(KUBERNETES_SERVICE_HOST)"
 KINDS = {"Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job", "CronJob", "Pod"}
 APIS = {"v1", "apps/v1", "batch/v1"}
 
