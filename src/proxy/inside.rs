@@ -121,7 +121,8 @@ impl Tunnel {
         let table = self.proxy.table.load();
         let now = Instant::now();
         let deadline = now + table.config.limits.header_timeout;
-        let silence = if passes_on(&table) { deadline.min(now + SILENCE) } else { deadline };
+        let pass = table.config.intercept.as_ref().is_some_and(|intercept| intercept.unknown == Unknown::Tunnel);
+        let silence = if pass { deadline.min(now + SILENCE) } else { deadline };
         let Some((socket, first)) = listen(app, silence).await else { return record.answered() };
         match Speech::of(&first) {
             Speech::Tls => {
@@ -135,7 +136,11 @@ impl Tunnel {
                 drop(table);
                 self.http(socket, first, Scheme::Http, false, record).await;
             }
-            Speech::Unknown => self.unknown(&table, socket, first.freeze(), record).await,
+            Speech::Unknown => {
+                // A tunnel may live for long, and is not to keep what a reload replaces.
+                drop(table);
+                self.unknown(pass, socket, first.freeze(), record).await;
+            }
         }
     }
 
@@ -170,8 +175,8 @@ impl Tunnel {
     }
 
     /// What is neither TLS nor HTTP can't get the policies.
-    async fn unknown(self, table: &Table, socket: Socket, first: Bytes, mut record: Box<Record>) {
-        if !passes_on(table) {
+    async fn unknown(self, pass: bool, socket: Socket, first: Bytes, mut record: Box<Record>) {
+        if !pass {
             let upstream = &*self.upstream.name;
             let (host, port) = (&self.target.host, self.target.port);
             tracing::warn!(
@@ -196,11 +201,6 @@ impl Tunnel {
             }
         }
     }
-}
-
-/// Whether what is neither TLS nor HTTP is passed on.
-fn passes_on(table: &Table) -> bool {
-    table.config.intercept.as_ref().is_some_and(|intercept| intercept.unknown == Unknown::Tunnel)
 }
 
 /// Serves a connection of `listeners.tls`: an app that takes us for the host itself.
