@@ -21,7 +21,6 @@ mod reload;
 mod schema;
 mod shell;
 mod shutdown;
-mod smuggling;
 mod support;
 mod tunnels;
 mod upgrades;
