@@ -27,7 +27,6 @@ use std::task::Poll;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -46,6 +45,7 @@ use crate::proxy::target::{Form, Target};
 use crate::proxy::unwind::CatchUnwind;
 use crate::shared::Shared;
 use crate::shutdown::Drain;
+use crate::tcp::Tcp;
 use crate::telemetry::access::AccessLog;
 use crate::telemetry::failures::Failures;
 use crate::telemetry::metrics::{Limit, Metrics};
@@ -153,7 +153,7 @@ enum Outcome {
     /// The upstream's 101, and how to get at the app's connection.
     Upgrade(Response<Carry<UpstreamBody>>, OnUpgrade),
     /// The tunnel's connection, and how to get at the app's.
-    Tunnel(TcpStream, OnUpgrade),
+    Tunnel(Tcp, OnUpgrade),
     /// A tunnel that ends here.
     Inside(Arc<Upstream>, Target, OnUpgrade),
 }
@@ -431,12 +431,7 @@ fn upgraded(
 }
 
 /// Answers a CONNECT whose connection is made; what follows is relayed.
-fn tunnelled(
-    connection: &Connection,
-    stream: TcpStream,
-    app: OnUpgrade,
-    mut record: Box<Record>,
-) -> Response<ResponseBody> {
+fn tunnelled(connection: &Connection, stream: Tcp, app: OnUpgrade, mut record: Box<Record>) -> Response<ResponseBody> {
     first_byte(&record);
     record.answering(200);
     let idle = record.opened(Instant::now());
