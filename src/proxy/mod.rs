@@ -179,6 +179,7 @@ pub(crate) fn serve(
         http1: request.version() != Version::HTTP_2,
     };
     let old = request.version() == Version::HTTP_10;
+    let (has_body, length) = (!request.body().is_end_stream(), request.body().size_hint().exact());
     let step = catch_unwind(AssertUnwindSafe(|| prepare(&connection, &table, request, &mut record)));
     let step = step.unwrap_or(Err(Error::Panic));
     async move {
@@ -201,6 +202,12 @@ pub(crate) fn serve(
             }
             Err(error) => Err(error),
         };
+        // hyper closes a connection whose request it could not read to the end. An app that isn't told might send its next
+        // request there. What has a length and lies in memory already, hyper reads.
+        let body_left = has_body && !record.exchange.upload.whole.load(Ordering::Relaxed) && {
+            let has_come = connection.link.as_ref().is_some_and(|link| link.has_body());
+            !(length.is_some() && has_come)
+        };
         let mut response = match result {
             Ok(Outcome::Answer(response)) => answered(&connection, response, asked, old, record),
             Ok(Outcome::Upgrade(response, app)) => return upgraded(&connection, response, app, record),
@@ -210,7 +217,8 @@ pub(crate) fn serve(
             }
             Err(error) => refused(&connection, error, asked, record),
         };
-        let closes = connection.retired.told.load(Ordering::Relaxed) || connection.proxy.drain.begun.is_cancelled();
+        let closes =
+            body_left || connection.retired.told.load(Ordering::Relaxed) || connection.proxy.drain.begun.is_cancelled();
         if asked.http1 && closes {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
