@@ -42,6 +42,8 @@ pub mod proxy;
 pub mod reload;
 pub mod shared;
 pub mod shutdown;
+#[cfg(test)]
+mod simulation;
 pub mod tcp;
 pub mod telemetry;
 pub mod units;

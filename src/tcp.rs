@@ -1,5 +1,5 @@
-//! A TCP connection, of an app's to us or of ours to an upstream: all that the proxy knows of sockets. There is one kind; tests
-//! may put another in its place.
+//! A TCP connection, of an app's to us or of ours to an upstream: all that the proxy knows of sockets. In tests it may be a
+//! simulated one; otherwise there is one kind, and this type is nothing but that.
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
@@ -11,16 +11,24 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+#[cfg(test)]
+use crate::simulation::stream::Simulated;
+
 /// See the module.
 pub enum Tcp {
     /// The system's.
     System(TcpStream),
+    /// That of a simulated network.
+    #[cfg(test)]
+    Simulated(Simulated),
 }
 
 macro_rules! of {
     ($self:expr, $stream:ident => $does:expr) => {
         match $self {
             Tcp::System($stream) => $does,
+            #[cfg(test)]
+            Tcp::Simulated($stream) => $does,
         }
     };
 }
@@ -41,6 +49,8 @@ impl Tcp {
     pub fn set_nodelay(&self) -> io::Result<()> {
         match self {
             Tcp::System(stream) => stream.set_nodelay(true),
+            #[cfg(test)]
+            Tcp::Simulated(_) => Ok(()),
         }
     }
 
@@ -51,6 +61,8 @@ impl Tcp {
     pub fn set_keepalive(&self, keepalive: &TcpKeepalive) -> io::Result<()> {
         match self {
             Tcp::System(stream) => SockRef::from(stream).set_tcp_keepalive(keepalive),
+            #[cfg(test)]
+            Tcp::Simulated(_) => Ok(()),
         }
     }
 
@@ -61,6 +73,8 @@ impl Tcp {
     pub fn set_user_timeout(&self, timeout: Duration) -> io::Result<()> {
         match self {
             Tcp::System(stream) => SockRef::from(stream).set_tcp_user_timeout(Some(timeout)),
+            #[cfg(test)]
+            Tcp::Simulated(_) => Ok(()),
         }
     }
 

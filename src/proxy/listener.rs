@@ -158,6 +158,7 @@ pub(crate) fn admit(stream: Tcp, door: &Door, proxy: &Arc<Proxy>) {
 pub(crate) async fn until(ended: CancellationToken, served: impl Future<Output = ()>) {
     let mut served = pin!(served);
     tokio::select! {
+        biased;
         () = &mut served => return,
         () = ended.cancelled() => {}
     }
@@ -288,6 +289,7 @@ where
         .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX));
     let mut served = pin!(builder.serve_connection(TokioIo::new(io), service_fn(handler)));
     let ended = tokio::select! {
+        biased;
         ended = served.as_mut() => ended,
         () = begun.cancelled() => {
             served.as_mut().graceful_shutdown();

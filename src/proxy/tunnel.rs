@@ -81,6 +81,7 @@ pub(crate) async fn run(
 ) {
     let exchange = std::sync::Arc::clone(&record.exchange);
     tokio::select! {
+        biased;
         end = relay::relay(app, upstream, idle, &exchange.bytes_in, &exchange.bytes_out) => {
             match end {
                 Ended::Closed => {}

@@ -97,7 +97,7 @@ impl Connector {
     }
 
     /// With another resolver and dialler than the system's.
-    pub(super) fn with(
+    pub(crate) fn with(
         lookup: Arc<dyn Lookup>,
         dialer: Arc<dyn Dial>,
         dns: &config::Dns,

@@ -13,10 +13,10 @@ use tokio::task::JoinSet;
 use crate::tcp::Tcp;
 
 /// A TCP connection being made.
-pub(super) type DialFuture = Pin<Box<dyn Future<Output = io::Result<Tcp>> + Send>>;
+pub(crate) type DialFuture = Pin<Box<dyn Future<Output = io::Result<Tcp>> + Send>>;
 
 /// Opens TCP connections; tests put others in its place.
-pub(super) trait Dial: Send + Sync + 'static {
+pub(crate) trait Dial: Send + Sync + 'static {
     /// Connects to the address, which has been judged.
     fn dial(&self, address: SocketAddr) -> DialFuture;
 }
