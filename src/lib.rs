@@ -20,7 +20,7 @@
 //! | [`demo`] | the self-running demonstration, and the misbehaving upstream that tests use too |
 //!
 //! `main → cli → {demo → app, app} → {otlp, proxy, admin, reload} → upstream → policy`; `config → policy settings`;
-//! `policy, config → document`. The leaves ([`error`], [`message`], [`origin`], [`address`], [`shared`], [`units`]) use only each other.
+//! `policy, config → document`. The leaves ([`error`], [`message`], [`origin`], [`address`], [`shared`], [`tcp`], [`units`]) use only each other.
 
 pub mod address;
 pub mod admin;
@@ -42,6 +42,9 @@ pub mod proxy;
 pub mod reload;
 pub mod shared;
 pub mod shutdown;
+#[cfg(test)]
+mod simulation;
+pub mod tcp;
 pub mod telemetry;
 pub mod units;
 pub mod upstream;

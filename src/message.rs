@@ -161,6 +161,8 @@ pub struct Upload {
     total: AtomicU64,
     /// The app broke its body off or hung up.
     pub app_gone: AtomicBool,
+    /// It was read to its end.
+    pub whole: AtomicBool,
     /// It is the app's turn: the upstream would take more than the app has sent so far.
     pub awaits_app: AtomicBool,
 }

@@ -35,6 +35,8 @@ pub(crate) struct Link {
     reset: AtomicBool,
     /// How long the app may leave what it is sent untaken, in milliseconds; 0: for ever.
     patience: AtomicU64,
+    /// The body of the request that is being read has come to its end.
+    arrived: AtomicBool,
     /// Why the body that is being read broke.
     broken: Mutex<Option<&'static str>>,
     /// What the stand-in request is to be answered with.
@@ -56,6 +58,11 @@ impl Link {
     pub(crate) fn wait_at_most(&self, patience: Option<Duration>) {
         let millis = patience.map_or(0, |patience| u64::try_from(patience.as_millis()).unwrap_or(u64::MAX));
         self.patience.store(millis, Ordering::Relaxed);
+    }
+
+    /// Whether all of the request's body was read off the connection, if not by anybody yet.
+    pub(crate) fn has_body(&self) -> bool {
+        self.arrived.load(Ordering::Relaxed)
     }
 
     fn patience(&self) -> Option<Duration> {
@@ -175,6 +182,7 @@ impl AppIo {
                 self.broke(what);
             }
         }
+        self.link.arrived.store(self.inspector.in_head(), Ordering::Relaxed);
     }
 
     fn broke(&mut self, what: &'static str) {
@@ -274,6 +282,7 @@ impl AsyncRead for AppIo {
                         n
                     }
                 };
+                me.link.arrived.store(me.inspector.in_head(), Ordering::Relaxed);
                 buf.set_filled(before + good);
                 if me.held.is_empty() && me.inspector.in_head() {
                     me.clock = None;

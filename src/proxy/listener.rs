@@ -16,7 +16,7 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +29,7 @@ use crate::proxy::respond::{self, Asked, Progress};
 use crate::proxy::socket::Socket;
 use crate::proxy::{Connection, Entry, Proxy, Retired, inside};
 use crate::shutdown;
+use crate::tcp::Tcp;
 use crate::telemetry::metrics::Limit;
 use crate::telemetry::report::{Gauge, Rejected};
 
@@ -68,7 +69,7 @@ pub(crate) async fn serve(listener: TcpListener, door: Door, proxy: Arc<Proxy>, 
         match accepted {
             Ok((stream, _)) => {
                 resting = false;
-                admit(stream, &door, &proxy);
+                admit(stream.into(), &door, &proxy);
             }
             Err(error) if concerns_one_connection(&error) => {}
             Err(error) => {
@@ -117,7 +118,7 @@ impl Drop for Place {
 }
 
 /// Serves a new connection, or tells it that there are too many.
-fn admit(stream: TcpStream, door: &Door, proxy: &Arc<Proxy>) {
+pub(crate) fn admit(stream: Tcp, door: &Door, proxy: &Arc<Proxy>) {
     let table = proxy.table.load();
     let max = table.config.limits.max_connections.get() as usize;
     let before = proxy.connections.fetch_add(1, Ordering::Relaxed);
@@ -139,7 +140,7 @@ fn admit(stream: TcpStream, door: &Door, proxy: &Arc<Proxy>) {
         return;
     }
     // Answers are written whole: nothing is won by waiting for more.
-    let _ = stream.set_nodelay(true);
+    let _ = stream.set_nodelay();
     let Ok(local) = stream.local_addr() else { return };
     let (proxy, door, place) = (Arc::clone(proxy), door.clone(), Arc::new(place));
     tokio::spawn(async move {
@@ -157,6 +158,7 @@ fn admit(stream: TcpStream, door: &Door, proxy: &Arc<Proxy>) {
 pub(crate) async fn until(ended: CancellationToken, served: impl Future<Output = ()>) {
     let mut served = pin!(served);
     tokio::select! {
+        biased;
         () = &mut served => return,
         () = ended.cancelled() => {}
     }
@@ -165,7 +167,7 @@ pub(crate) async fn until(ended: CancellationToken, served: impl Future<Output =
 }
 
 /// Answers 503 without reading the request, and waits a moment so that the app can read that.
-async fn turn_away(mut stream: TcpStream) -> io::Result<()> {
+async fn turn_away(mut stream: Tcp) -> io::Result<()> {
     let asked = Asked { http1: true, ..Asked::default() };
     let answer = respond::answer(&Error::Overloaded, asked, Progress::default());
     stream.write_all(&render(&answer)).await?;
@@ -287,6 +289,7 @@ where
         .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX));
     let mut served = pin!(builder.serve_connection(TokioIo::new(io), service_fn(handler)));
     let ended = tokio::select! {
+        biased;
         ended = served.as_mut() => ended,
         () = begun.cancelled() => {
             served.as_mut().graceful_shutdown();
@@ -313,6 +316,7 @@ mod tests {
 
     use http::header;
     use http_body_util::BodyExt;
+    use tokio::net::TcpStream;
     use tokio::sync::oneshot;
 
     fn limits() -> Limits {
@@ -338,7 +342,9 @@ mod tests {
         let log = Arc::clone(&seen);
         tokio::spawn(async move {
             let deadline = Instant::now() + limits.header_timeout;
-            let Some((stream, first)) = sniff(Socket::Tcp(stream), BytesMut::new(), deadline).await else { return };
+            let Some((stream, first)) = sniff(Socket::Tcp(stream.into()), BytesMut::new(), deadline).await else {
+                return;
+            };
             if first.starts_with(PREFACE) {
                 let handler = move |request| -> Answering {
                     let answer = handler(request, Arc::default());

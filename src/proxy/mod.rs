@@ -27,7 +27,6 @@ use std::task::Poll;
 use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -46,6 +45,7 @@ use crate::proxy::target::{Form, Target};
 use crate::proxy::unwind::CatchUnwind;
 use crate::shared::Shared;
 use crate::shutdown::Drain;
+use crate::tcp::Tcp;
 use crate::telemetry::access::AccessLog;
 use crate::telemetry::failures::Failures;
 use crate::telemetry::metrics::{Limit, Metrics};
@@ -153,7 +153,7 @@ enum Outcome {
     /// The upstream's 101, and how to get at the app's connection.
     Upgrade(Response<Carry<UpstreamBody>>, OnUpgrade),
     /// The tunnel's connection, and how to get at the app's.
-    Tunnel(TcpStream, OnUpgrade),
+    Tunnel(Tcp, OnUpgrade),
     /// A tunnel that ends here.
     Inside(Arc<Upstream>, Target, OnUpgrade),
 }
@@ -179,6 +179,7 @@ pub(crate) fn serve(
         http1: request.version() != Version::HTTP_2,
     };
     let old = request.version() == Version::HTTP_10;
+    let (has_body, length) = (!request.body().is_end_stream(), request.body().size_hint().exact());
     let step = catch_unwind(AssertUnwindSafe(|| prepare(&connection, &table, request, &mut record)));
     let step = step.unwrap_or(Err(Error::Panic));
     async move {
@@ -201,6 +202,12 @@ pub(crate) fn serve(
             }
             Err(error) => Err(error),
         };
+        // hyper closes a connection whose request it could not read to the end. An app that isn't told might send its next
+        // request there. What has a length and lies in memory already, hyper reads.
+        let body_left = has_body && !record.exchange.upload.whole.load(Ordering::Relaxed) && {
+            let has_come = connection.link.as_ref().is_some_and(|link| link.has_body());
+            !(length.is_some() && has_come)
+        };
         let mut response = match result {
             Ok(Outcome::Answer(response)) => answered(&connection, response, asked, old, record),
             Ok(Outcome::Upgrade(response, app)) => return upgraded(&connection, response, app, record),
@@ -210,7 +217,8 @@ pub(crate) fn serve(
             }
             Err(error) => refused(&connection, error, asked, record),
         };
-        let closes = connection.retired.told.load(Ordering::Relaxed) || connection.proxy.drain.begun.is_cancelled();
+        let closes =
+            body_left || connection.retired.told.load(Ordering::Relaxed) || connection.proxy.drain.begun.is_cancelled();
         if asked.http1 && closes {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
@@ -431,12 +439,7 @@ fn upgraded(
 }
 
 /// Answers a CONNECT whose connection is made; what follows is relayed.
-fn tunnelled(
-    connection: &Connection,
-    stream: TcpStream,
-    app: OnUpgrade,
-    mut record: Box<Record>,
-) -> Response<ResponseBody> {
+fn tunnelled(connection: &Connection, stream: Tcp, app: OnUpgrade, mut record: Box<Record>) -> Response<ResponseBody> {
     first_byte(&record);
     record.answering(200);
     let idle = record.opened(Instant::now());

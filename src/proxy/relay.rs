@@ -12,10 +12,10 @@ use bytes::Buf;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use crate::proxy::io::Replayed;
+use crate::tcp::Tcp;
 
 /// One read. Each worker thread has one such buffer; a relay only owns what the other side didn't take.
 const PIECE: usize = 32 * 1024;
@@ -32,7 +32,7 @@ pub(crate) trait Side: AsyncRead + AsyncWrite + Unpin {
     fn abort(&self);
 }
 
-impl Side for TcpStream {
+impl Side for Tcp {
     fn abort(&self) {
         // Where it fails the socket is gone already.
         let _ = self.set_zero_linger();

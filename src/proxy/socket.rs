@@ -7,15 +7,15 @@ use std::task::{Context, Poll};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
 use crate::proxy::io::Replayed;
+use crate::tcp::Tcp;
 
 /// See the module. What is rare is boxed, so that a plain connection stays small.
 pub(crate) enum Socket {
     /// A connection of its own.
-    Tcp(TcpStream),
+    Tcp(Tcp),
     /// A CONNECT stream of an HTTP/2 connection.
     Stream(Box<TokioIo<Upgraded>>),
     /// TLS that we ended.

@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
-use socket2::{SockRef, TcpKeepalive};
-use tokio::net::TcpStream;
+use socket2::TcpKeepalive;
 use tokio_rustls::TlsConnector;
 
 use crate::address::AddressSet;
 use crate::config;
 use crate::error::{ConnectFailure, Error, Result};
 use crate::origin::Host;
+use crate::tcp::Tcp;
 use crate::upstream::connection::Stream;
 use crate::upstream::dns::{Dns, Lookup, LookupError};
 use crate::upstream::egress::Egress;
@@ -69,7 +69,7 @@ impl Connector {
     /// # Errors
     /// A sentence when the system's resolver configuration can't be used.
     pub fn new(dns: &config::Dns, egress: &config::Egress, own: Vec<SocketAddr>) -> Result<Arc<Connector>, String> {
-        Ok(Connector::with(Arc::new(SystemResolver::new()), Arc::new(Tcp), dns, egress, own))
+        Ok(Connector::with(Arc::new(SystemResolver::new()), Arc::new(System), dns, egress, own))
     }
 
     /// The connector for a new configuration: this one where nothing changed, so that pools live on; else one that keeps
@@ -97,7 +97,7 @@ impl Connector {
     }
 
     /// With another resolver and dialler than the system's.
-    pub(super) fn with(
+    pub(crate) fn with(
         lookup: Arc<dyn Lookup>,
         dialer: Arc<dyn Dial>,
         dns: &config::Dns,
@@ -131,7 +131,7 @@ impl Connector {
         let set_up = async {
             let (tcp, _) = self.tcp(place, &stage).await?;
             // Failing to set an option costs a connection nothing but the option.
-            let _ = SockRef::from(&tcp).set_tcp_user_timeout(Some(USER_TIMEOUT));
+            let _ = tcp.set_user_timeout(USER_TIMEOUT);
             let Some(secure) = secure else { return Ok(Stream::Plain(tcp)) };
             stage.store(SHAKING_HANDS, Ordering::Relaxed);
             match TlsConnector::from(secure.config).connect(secure.server, tcp).await {
@@ -146,7 +146,7 @@ impl Connector {
     ///
     /// # Errors
     /// As [`Connector::connect`].
-    pub(super) async fn tunnel(&self, place: &Place<'_>, limit: Option<Duration>) -> Result<(TcpStream, SocketAddr)> {
+    pub(super) async fn tunnel(&self, place: &Place<'_>, limit: Option<Duration>) -> Result<(Tcp, SocketAddr)> {
         let stage = AtomicU8::new(RESOLVING);
         self.bounded(self.tcp(place, &stage), place, &stage, limit).await
     }
@@ -176,7 +176,7 @@ impl Connector {
         }
     }
 
-    async fn tcp(&self, place: &Place<'_>, stage: &AtomicU8) -> Result<(TcpStream, SocketAddr)> {
+    async fn tcp(&self, place: &Place<'_>, stage: &AtomicU8) -> Result<(Tcp, SocketAddr)> {
         let addresses = self.addresses(place).await?;
         stage.store(DIALLING, Ordering::Relaxed);
         let (stream, address) =
@@ -186,10 +186,10 @@ impl Connector {
         {
             return Err(Error::Loop);
         }
-        let _ = stream.set_nodelay(true);
+        let _ = stream.set_nodelay();
         let keepalive =
             TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(Duration::from_secs(10)).with_retries(3);
-        let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
+        let _ = stream.set_keepalive(&keepalive);
         Ok((stream, address))
     }
 
@@ -214,11 +214,11 @@ impl Connector {
 }
 
 /// The system's sockets.
-pub(super) struct Tcp;
+pub(super) struct System;
 
-impl Dial for Tcp {
+impl Dial for System {
     fn dial(&self, address: SocketAddr) -> DialFuture {
-        Box::pin(TcpStream::connect(address))
+        Box::pin(Tcp::connect(address))
     }
 }
 
@@ -290,7 +290,7 @@ pub(super) mod tests {
         deny: Vec<AddressRule>,
         own: Vec<SocketAddr>,
     ) -> Arc<Connector> {
-        Connector::with(Scripted::new(answers), Arc::new(Tcp), &settings(), &egress(deny), own)
+        Connector::with(Scripted::new(answers), Arc::new(System), &settings(), &egress(deny), own)
     }
 
     async fn dial(connector: &Connector, host: &str, port: u16, limit: Duration) -> Result<Stream> {

@@ -17,26 +17,26 @@ use crate::upstream::egress::{LOCALHOST, is_localhost};
 use crate::upstream::hosts::HostsFile;
 
 /// A look-up under way.
-pub(super) type LookupFuture = Pin<Box<dyn Future<Output = Result<Answer, LookupError>> + Send>>;
+pub(crate) type LookupFuture = Pin<Box<dyn Future<Output = Result<Answer, LookupError>> + Send>>;
 
 /// Asks for the addresses of a name, without any memory.
-pub(super) trait Lookup: Send + Sync + 'static {
+pub(crate) trait Lookup: Send + Sync + 'static {
     /// A and AAAA together; one of them failing is not a failure.
     fn lookup(&self, name: &str) -> LookupFuture;
 }
 
 /// What a look-up found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Answer {
+pub(crate) struct Answer {
     /// Never empty.
-    pub(super) addresses: Vec<IpAddr>,
+    pub(crate) addresses: Vec<IpAddr>,
     /// The shortest of the records.
-    pub(super) ttl: Duration,
+    pub(crate) ttl: Duration,
 }
 
 /// Why there is no address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum LookupError {
+pub(crate) enum LookupError {
     /// The name does not exist or has no address: an answer, after which an older one is not used any more.
     NoAddress(String),
     /// The look-up failed.
