@@ -34,6 +34,16 @@ impl Socket {
     }
 }
 
+impl Socket {
+    /// Bytes that left so far, where a layer above the connection takes more than it passes on.
+    pub(crate) fn taken(&self) -> u64 {
+        match self {
+            Socket::Tcp(_) | Socket::Stream(_) => 0,
+            Socket::Tls(stream) => stream.get_ref().0.written(),
+        }
+    }
+}
+
 macro_rules! of {
     ($self:ident, $stream:ident => $does:expr) => {
         match $self.get_mut() {
