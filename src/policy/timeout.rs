@@ -125,7 +125,7 @@ const IN_LINE: u32 = 2;
 const OVERSLEPT: Duration = Duration::from_millis(200);
 
 /// What came while the process stood still is read within this.
-const MOMENT: Duration = Duration::from_millis(100);
+const MOMENT: Duration = Duration::from_millis(500);
 
 /// Where the process itself stood still, what came meanwhile is read before a clock is taken at its word: its sockets were
 /// full, and all clocks rang at once.

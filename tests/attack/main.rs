@@ -5,4 +5,8 @@
 #[path = "../it/support/mod.rs"]
 mod support;
 
+mod bounds;
+mod child;
+mod machine;
 mod smuggling;
+mod storms;
