@@ -11,6 +11,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::descriptors::{self, Room};
 #[cfg(test)]
 use crate::simulation::stream::Simulated;
 
@@ -40,6 +41,15 @@ impl Tcp {
     /// As connect(2).
     pub async fn connect(address: SocketAddr) -> io::Result<Tcp> {
         TcpStream::connect(address).await.map(Tcp::System)
+    }
+
+    /// Whether the process has descriptors left for it.
+    pub(crate) fn room(&self) -> Room {
+        match self {
+            Tcp::System(stream) => descriptors::room(stream),
+            #[cfg(test)]
+            Tcp::Simulated(_) => Room::Enough,
+        }
     }
 
     /// What is written is sent at once.

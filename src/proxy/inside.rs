@@ -251,7 +251,7 @@ async fn end_tls(
     report: &UpstreamReport,
     deadline: Instant,
 ) -> Option<TlsStream<Replayed>> {
-    let tls = match table.interception.as_ref()?.tls(host, SystemTime::now()) {
+    let tls = match table.interception.as_ref()?.tls(host, SystemTime::now(), &|| report.leaf_forgotten()) {
         Ok(tls) => tls,
         Err(error) => {
             report.handshake(Handshake::Failed, &format!("no certificate can be made: {error}"));

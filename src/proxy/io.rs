@@ -101,6 +101,8 @@ pub(crate) struct AppIo {
     clock: Option<Pin<Box<Sleep>>>,
     /// Runs while the app takes nothing of what it is sent.
     stalled: Option<Pin<Box<Sleep>>>,
+    /// What it had taken when that was looked at last.
+    taken: u64,
     /// Bytes that may still be read away after the last answer; `None` until that is sent.
     linger: Option<usize>,
 }
@@ -132,6 +134,7 @@ impl AppIo {
             header_timeout,
             clock: Some(Box::pin(tokio::time::sleep_until(deadline))),
             stalled: None,
+            taken: 0,
             linger: None,
         }
     }
@@ -209,13 +212,19 @@ impl AppIo {
         self.clock.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout))).as_mut().poll(cx)
     }
 
-    /// What a write came to. One that waits too long fails, so that a stuck app doesn't hold its upstream for ever.
-    fn wrote(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    /// What a write came to. One that waits too long fails, so that a stuck app doesn't hold its upstream for ever. Inside TLS a
+    /// flush waits where a bare socket's write would.
+    fn wrote<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if polled.is_ready() {
             self.stalled = None;
             return polled;
         }
         let Some(patience) = self.link.patience() else { return Poll::Pending };
+        let taken = self.stream.as_ref().map_or(0, Socket::taken);
+        if taken != self.taken {
+            self.taken = taken;
+            self.stalled = None;
+        }
         let clock = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
         ready!(clock.as_mut().poll(cx));
         // What the kernel still holds for it is not to be kept either.
@@ -321,7 +330,9 @@ impl AsyncWrite for AppIo {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut().stream()?.poll_flush(cx)
+        let me = self.get_mut();
+        let polled = me.stream()?.poll_flush(cx);
+        me.wrote(cx, polled)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -330,7 +341,8 @@ impl AsyncWrite for AppIo {
             if me.link.reset.load(Ordering::Relaxed) {
                 return Poll::Ready(Ok(()));
             }
-            ready!(me.stream()?.poll_shutdown(cx))?;
+            let polled = me.stream()?.poll_shutdown(cx);
+            ready!(me.wrote(cx, polled))?;
             if !me.unfinished() {
                 me.linger = Some(0);
                 return Poll::Ready(Ok(()));
@@ -388,17 +400,31 @@ impl Drop for AppIo {
 pub(crate) struct Replayed {
     stream: Socket,
     first: Bytes,
+    /// Bytes that were written.
+    written: u64,
 }
 
 impl Replayed {
     /// `first` comes before what the stream has.
     pub(crate) fn new(stream: Socket, first: Bytes) -> Replayed {
-        Replayed { stream, first }
+        Replayed { stream, first, written: 0 }
     }
 
     /// The connection, and what is to be read before it.
     pub(crate) fn into_parts(self) -> (Socket, Bytes) {
         (self.stream, self.first)
+    }
+
+    /// Bytes that were written so far.
+    pub(crate) fn written(&self) -> u64 {
+        self.written
+    }
+
+    fn wrote(&mut self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(n)) = &polled {
+            self.written += *n as u64;
+        }
+        polled
     }
 
     /// The end of it is to be a reset.
@@ -425,7 +451,9 @@ impl AsyncRead for Replayed {
 
 impl AsyncWrite for Replayed {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+        let me = self.get_mut();
+        let polled = Pin::new(&mut me.stream).poll_write(cx, buf);
+        me.wrote(polled)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -441,7 +469,9 @@ impl AsyncWrite for Replayed {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
+        let me = self.get_mut();
+        let polled = Pin::new(&mut me.stream).poll_write_vectored(cx, bufs);
+        me.wrote(polled)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -20,8 +20,9 @@ use tokio::net::TcpListener;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Limits;
-use crate::error::Error;
+use crate::config::{Config, Limits};
+use crate::descriptors::Room;
+use crate::error::{Error, Overload};
 use crate::proxy::body::ResponseBody;
 use crate::proxy::head::Bounds;
 use crate::proxy::io::{AppIo, Link, Replayed};
@@ -59,6 +60,7 @@ pub(crate) enum Door {
 /// live on after `stop`.
 pub(crate) async fn serve(listener: TcpListener, door: Door, proxy: Arc<Proxy>, stop: CancellationToken) {
     let mut resting = false;
+    let open = Arc::new(AtomicUsize::new(0));
     loop {
         let accepted = tokio::select! {
             biased;
@@ -69,7 +71,7 @@ pub(crate) async fn serve(listener: TcpListener, door: Door, proxy: Arc<Proxy>, 
         match accepted {
             Ok((stream, _)) => {
                 resting = false;
-                admit(stream.into(), &door, &proxy);
+                admit(stream.into(), &door, &open, &proxy);
             }
             Err(error) if concerns_one_connection(&error) => {}
             Err(error) => {
@@ -108,32 +110,71 @@ fn is_out_of_descriptors(error: &io::Error) -> bool {
 /// One connection of `limits.max_connections`, until it is dropped.
 pub(crate) struct Place {
     proxy: Arc<Proxy>,
+    /// Those of the same listener.
+    open: Arc<AtomicUsize>,
     _gauge: Gauge,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         self.proxy.connections.fetch_sub(1, Ordering::Relaxed);
+        self.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// Serves a new connection, or tells it that there are too many.
-pub(crate) fn admit(stream: Tcp, door: &Door, proxy: &Arc<Proxy>) {
+/// How many connections there are already, and may be.
+#[derive(Clone, Copy, Debug)]
+struct Crowd {
+    /// `limits.max_connections`
+    max: usize,
+    /// On all listeners.
+    all: usize,
+    /// On the listener in question.
+    here: usize,
+    /// Listeners of apps.
+    doors: usize,
+}
+
+impl Crowd {
+    /// Whether one more may come. The last eighth is for listeners that have less than their share, so that a storm on one
+    /// doesn't shut the others.
+    fn has_room(self) -> bool {
+        let kept = if self.doors > 1 { self.max / 8 } else { 0 };
+        self.all < self.max - kept || (self.all < self.max && self.here < self.max / self.doors.max(1))
+    }
+}
+
+/// Listeners of apps.
+fn doors(config: &Config) -> usize {
+    let own = config.upstreams.iter().filter(|upstream| upstream.listen.is_some()).count();
+    1 + usize::from(config.listeners.tls.is_some()) + own
+}
+
+/// Serves a new connection, or tells it that there are too many. `open` counts those of its listener.
+pub(crate) fn admit(stream: Tcp, door: &Door, open: &Arc<AtomicUsize>, proxy: &Arc<Proxy>) {
     let table = proxy.table.load();
     let max = table.config.limits.max_connections.get() as usize;
-    let before = proxy.connections.fetch_add(1, Ordering::Relaxed);
-    let place = Place { proxy: Arc::clone(proxy), _gauge: proxy.metrics.downstream() };
-    if before >= max {
-        proxy.metrics.limit_refused(Limit::Connections);
+    let all = proxy.connections.fetch_add(1, Ordering::Relaxed);
+    let here = open.fetch_add(1, Ordering::Relaxed);
+    let place = Place { proxy: Arc::clone(proxy), open: Arc::clone(open), _gauge: proxy.metrics.downstream() };
+    let room = stream.room();
+    let crowd = Crowd { max, all, here, doors: doors(&table.config) };
+    let refused = match room {
+        Room::Enough if crowd.has_room() => None,
+        Room::Enough => Some((Limit::Connections, Overload::Connections)),
+        Room::Scarce | Room::Last => Some((Limit::Descriptors, Overload::Descriptors)),
+    };
+    if let Some((limit, overload)) = refused {
+        proxy.metrics.limit_refused(limit);
         table.unmatched.report.rejected(Rejected::Overloaded);
         // Saying no takes a descriptor too, for a moment; past these it is said by closing.
-        if before < max + max / 8 + 16 {
+        if room != Room::Last && all < max + max / 8 + 16 {
             let tls = matches!(door, Door::Tls);
             tokio::spawn(async move {
                 let _place = place;
                 // There is no answer that could be read before a handshake.
                 if !tls {
-                    let _ = timeout(FAREWELL, turn_away(stream)).await;
+                    let _ = timeout(FAREWELL, turn_away(stream, overload)).await;
                 }
             });
         }
@@ -167,9 +208,9 @@ pub(crate) async fn until(ended: CancellationToken, served: impl Future<Output =
 }
 
 /// Answers 503 without reading the request, and waits a moment so that the app can read that.
-async fn turn_away(mut stream: Tcp) -> io::Result<()> {
+async fn turn_away(mut stream: Tcp, overload: Overload) -> io::Result<()> {
     let asked = Asked { http1: true, ..Asked::default() };
-    let answer = respond::answer(&Error::Overloaded, asked, Progress::default());
+    let answer = respond::answer(&Error::Overloaded(overload), asked, Progress::default());
     stream.write_all(&render(&answer)).await?;
     stream.shutdown().await?;
     let mut rest = [0; 1024];
@@ -371,6 +412,23 @@ mod tests {
             http1(stream, first, deadline, link, &limits, handler).await;
         });
         (app, seen)
+    }
+
+    #[test]
+    fn the_last_places_are_for_listeners_that_have_less_than_their_share() {
+        for (max, all, here, doors, room) in [
+            (1, 0, 0, 2, true),
+            (1, 1, 0, 2, false),
+            (800, 699, 699, 2, true),
+            (800, 700, 700, 2, false),
+            (800, 700, 0, 2, true),
+            (800, 799, 99, 2, true),
+            (800, 800, 0, 2, false),
+            (800, 799, 799, 1, true),
+        ] {
+            let crowd = Crowd { max, all, here, doors };
+            assert_eq!(crowd.has_room(), room, "{crowd:?}");
+        }
     }
 
     /// Answers with the length of the body, or how it broke.

@@ -126,7 +126,7 @@ impl Network {
         };
         let app = SocketAddr::new(Ipv4Addr::new(10, 1, (number >> 8) as u8, number as u8).into(), 40_000);
         let (app, theirs, _) = stream::pair([app, PROXY], [up, down], rng, None);
-        listener::admit(Tcp::Simulated(theirs), &Door::Plain(Entry::Any), proxy);
+        listener::admit(Tcp::Simulated(theirs), &Door::Plain(Entry::Any), &Arc::default(), proxy);
         (app, fair)
     }
 

@@ -1,12 +1,13 @@
-//! tracing, stdout, and what happens when nobody reads it: lines are dropped and counted, nothing ever waits.
+//! tracing, stdout, and what happens when nobody reads it or it can't be written: lines are dropped and counted, nothing ever
+//! waits.
 //!
 //! Only Outrigger's own events are written, and errors of the libraries below it: at `debug` an HTTP library prints whole
 //! messages, secrets included.
 
 use std::fmt;
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
@@ -28,6 +29,7 @@ pub struct Logging {
     writer: NonBlocking,
     json: Arc<AtomicBool>,
     level: reload::Handle<Targets, Registry>,
+    unwritten: Arc<AtomicU64>,
 }
 
 impl Logging {
@@ -51,12 +53,14 @@ impl Logging {
         out: impl Write + Send + 'static,
         log: &config::Log,
     ) -> (Logging, WorkerGuard, impl Subscriber + Send + Sync) {
+        let unwritten = Arc::<AtomicU64>::default();
+        let out = Counted { out, unwritten: unwritten.clone() };
         let (writer, guard) =
             NonBlockingBuilder::default().buffered_lines_limit(WAITING_LINES).thread_name("log").finish(out);
         let json = Arc::new(AtomicBool::new(log.json));
         let (filter, level) = reload::Layer::new(targets(log.level));
         let lines = Lines { json: json.clone(), writer: writer.clone() };
-        (Logging { writer, json, level }, guard, Registry::default().with(filter).with(lines))
+        (Logging { writer, json, level, unwritten }, guard, Registry::default().with(filter).with(lines))
     }
 
     /// A reload changed `log`.
@@ -71,10 +75,36 @@ impl Logging {
         self.writer.clone()
     }
 
-    /// How many lines were dropped so far.
+    /// How many lines were dropped so far: nobody read them in time, or they could not be written.
     pub fn dropped(&self) -> impl Fn() -> u64 + Send + 'static {
         let counter = self.writer.error_counter();
-        move || counter.dropped_lines() as u64
+        let unwritten = self.unwritten.clone();
+        move || counter.dropped_lines() as u64 + unwritten.load(Ordering::Relaxed)
+    }
+}
+
+/// Counts the lines that could not be written: the disk is full, the reader is gone. The thread that writes tells nobody.
+struct Counted<W> {
+    out: W,
+    unwritten: Arc<AtomicU64>,
+}
+
+impl<W: Write> Write for Counted<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.out.write(bytes)
+    }
+
+    /// A line.
+    fn write_all(&mut self, line: &[u8]) -> io::Result<()> {
+        let written = self.out.write_all(line);
+        if written.is_err() {
+            self.unwritten.fetch_add(1, Ordering::Relaxed);
+        }
+        written
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
 }
 
@@ -204,6 +234,31 @@ mod tests {
             tracing::debug!(n = 1, "after");
         });
         assert!(text.ends_with(" DEBUG after n=1\n") && !text.contains("before"), "{text}");
+    }
+
+    /// A full disk.
+    struct Full;
+
+    impl Write for Full {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn lines_that_cannot_be_written_are_counted() {
+        let (logging, guard, subscriber) = Logging::over(Full, &settings(true, LogLevel::Info));
+        tracing::subscriber::with_default(subscriber, || {
+            for _ in 0..3 {
+                tracing::info!("lost");
+            }
+        });
+        drop(guard);
+        assert_eq!(logging.dropped()(), 3);
     }
 
     #[test]

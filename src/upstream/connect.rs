@@ -10,11 +10,13 @@ use std::time::Duration;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use socket2::TcpKeepalive;
+use tokio::net::TcpSocket;
 use tokio_rustls::TlsConnector;
 
 use crate::address::AddressSet;
 use crate::config;
-use crate::error::{ConnectFailure, Error, Result};
+use crate::descriptors::{self, Room};
+use crate::error::{ConnectFailure, Error, Overload, Result};
 use crate::origin::Host;
 use crate::tcp::Tcp;
 use crate::upstream::connection::Stream;
@@ -26,6 +28,9 @@ use crate::upstream::tls::{self, SystemRoots};
 
 /// A connection whose peer is gone is noticed after this long without traffic, plus three probes ten seconds apart.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(30);
+
+/// Too many open files, on Linux and the BSDs.
+const EMFILE: i32 = 24;
 
 /// What is sent and not acknowledged for this long breaks the connection. Not for tunnels: whoever reads there may pause.
 const USER_TIMEOUT: Duration = Duration::from_secs(120);
@@ -110,6 +115,11 @@ impl Connector {
             dialer,
             roots: Arc::default(),
         })
+    }
+
+    /// Names whose addresses were forgotten for others while they were still good, over the process's life.
+    pub(crate) fn names_forgotten(&self) -> u64 {
+        self.dns.forgotten()
     }
 
     /// The system's root certificates, loaded when first needed.
@@ -199,12 +209,13 @@ impl Connector {
         let ips = match place.host {
             Host::Ip(ip) => std::slice::from_ref(ip),
             Host::Name(name) => {
-                resolved = self.dns.resolve(name).await.map_err(|error| Error::Connect {
-                    failure: match error {
+                resolved = self.dns.resolve(name).await.map_err(|error| {
+                    let failure = match error {
                         LookupError::NoAddress(_) | LookupError::Failed(_) => ConnectFailure::Dns,
                         LookupError::TimedOut(_) => ConnectFailure::DnsTimeout,
-                    },
-                    detail: error.to_string(),
+                        LookupError::NoRoom(overload) => return Error::Overloaded(overload),
+                    };
+                    Error::Connect { failure, detail: error.to_string() }
                 })?;
                 &resolved[..]
             }
@@ -218,7 +229,13 @@ pub(super) struct System;
 
 impl Dial for System {
     fn dial(&self, address: SocketAddr) -> DialFuture {
-        Box::pin(Tcp::connect(address))
+        Box::pin(async move {
+            let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+            match descriptors::room(&socket) {
+                Room::Enough => socket.connect(address).await.map(Tcp::from),
+                Room::Scarce | Room::Last => Err(io::Error::from_raw_os_error(EMFILE)),
+            }
+        })
     }
 }
 
@@ -227,7 +244,7 @@ fn describe(failures: &Failures) -> Error {
     let mut worst = ConnectFailure::Unreachable;
     let mut detail = String::new();
     for (address, error) in failures {
-        let Some(failure) = classify(error) else { return Error::Overloaded };
+        let Some(failure) = classify(error) else { return Error::Overloaded(Overload::Descriptors) };
         if weight(failure) > weight(worst) {
             worst = failure;
         }
@@ -253,10 +270,15 @@ fn weight(failure: ConnectFailure) -> u8 {
     }
 }
 
+/// Whether this machine has no descriptors or memory left: EMFILE, ENFILE, ENOMEM, ENOBUFS, EAGAIN as Linux numbers them; std
+/// has no kinds for most of them.
+pub(super) fn is_exhaustion(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(EMFILE | 23 | 12 | 105 | 11))
+}
+
 /// `None`: this machine has no descriptors or memory left.
 fn classify(error: &io::Error) -> Option<ConnectFailure> {
-    // EMFILE, ENFILE, ENOMEM, ENOBUFS, EAGAIN as Linux numbers them; std has no kinds for most of them.
-    if matches!(error.raw_os_error(), Some(24 | 23 | 12 | 105 | 11)) {
+    if is_exhaustion(error) {
         return None;
     }
     Some(match error.kind() {

@@ -5,5 +5,9 @@
 #[path = "../it/support/mod.rs"]
 mod support;
 
+mod bounds;
+mod child;
 mod closing;
+mod machine;
 mod smuggling;
+mod storms;
