@@ -78,8 +78,8 @@ fn scope_of(certificate: &CertificateDer<'_>) -> Scope {
         GeneralName::DNSName(name) => Host::parse(name).ok(),
         GeneralName::IPAddress(bytes) => {
             let address = &bytes[..bytes.len() / 2];
-            let v4 = <[u8; 4]>::try_from(address).map(|octets| Host::Ip(octets.into()));
-            v4.or_else(|_| <[u8; 16]>::try_from(address).map(|octets| Host::Ip(octets.into()))).ok()
+            let v4 = <[u8; 4]>::try_from(address).map(|octets| Host::of(octets.into()));
+            v4.or_else(|_| <[u8; 16]>::try_from(address).map(|octets| Host::of(octets.into()))).ok()
         }
         _ => None,
     });

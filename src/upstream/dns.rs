@@ -12,8 +12,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::address::LOCALHOST;
 use crate::config;
-use crate::upstream::egress::{LOCALHOST, is_localhost};
+use crate::origin::is_localhost;
 use crate::upstream::hosts::HostsFile;
 
 /// A look-up under way.
