@@ -387,7 +387,7 @@ pub enum LogLevel {
     Warn,
     /// Start, reload, access lines.
     Info,
-    /// Each attempt.
+    /// Each attempt. Also what `trace` means.
     Debug,
 }
 
