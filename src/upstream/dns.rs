@@ -134,6 +134,12 @@ impl Dns {
         Dns { lookup, settings, hosts, names: Arc::default() }
     }
 
+    /// With another hosts file than the machine's.
+    #[cfg(test)]
+    pub(super) fn with_hosts(self, hosts: HostsFile) -> Dns {
+        Dns { hosts: Some(hosts), ..self }
+    }
+
     /// For other settings, with the same look-up and an empty memory.
     pub(super) fn evolve(&self, settings: &config::Dns) -> Dns {
         Dns::new(self.lookup.clone(), settings.clone())
