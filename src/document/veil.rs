@@ -12,7 +12,7 @@ static USER: LazyLock<Regex> =
 
 /// The value of a key that says what it is. A reference (`${…}`) tells nothing.
 static NAMED: LazyLock<Regex> = LazyLock::new(|| {
-    let key = r#"(?i:token|secret|passw(?:or)?d)["']?[ \t]*:[ \t]*"#;
+    let key = r#"(?i:token|secret|passw(?:or)?d)["']?[ \t]*:[ \t]*\[?[ \t]*"#;
     Regex::new(&format!(r#"({key})("[^"]*"?|'[^']*'?|[^\s"',{{}}\[\]$][^\s,}}\]]*)"#)).expect("it is a constant")
 });
 
@@ -78,6 +78,7 @@ mod tests {
             ("admin_token: ${file:/t}", "admin_token: ${file:/t}"),
             ("admin_token: '${T}'", "admin_token: '${T}'"),
             ("client_secret: x:y{z", "client_secret: *****"),
+            ("admin_token: [hunter2]", "admin_token: [*******]"),
             ("rate_limit: {requests: 3}", "rate_limit: {requests: 3}"),
         ] {
             assert_eq!(line(text), shown);

@@ -5,5 +5,7 @@
 #[path = "../it/support/mod.rs"]
 mod support;
 
+mod admin;
 mod egress;
+mod secrets;
 mod smuggling;
