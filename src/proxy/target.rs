@@ -50,7 +50,7 @@ impl Target {
     pub(crate) fn is_own(&self, accepted: SocketAddr, own: impl Iterator<Item = SocketAddr>) -> bool {
         let ip = match &self.host {
             Host::Ip(ip) => Some(unmapped(*ip)),
-            Host::Name(name) if &**name == "localhost" || name.ends_with(".localhost") => None,
+            Host::Name(_) if self.host.is_localhost() => None,
             Host::Name(_) => return false,
         };
         std::iter::once(accepted).chain(own).filter(|listener| listener.port() == self.port).any(|listener| {

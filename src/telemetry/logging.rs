@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::io::{self, BufWriter, Write};
+use std::panic::PanicHookInfo;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -41,11 +42,7 @@ impl Logging {
         // The worker flushes whenever it has caught up, so a quiet log is never late and a busy one costs few writes.
         let (logging, guard, subscriber) = Logging::over(BufWriter::with_capacity(64 << 10, std::io::stdout()), log);
         tracing::subscriber::set_global_default(subscriber).map_err(|error| error.to_string())?;
-        std::panic::set_hook(Box::new(|panic| {
-            // The payload may quote a request, so only the place is told.
-            let place = panic.location().map(ToString::to_string);
-            tracing::error!(place, thread = std::thread::current().name(), "a panic");
-        }));
+        std::panic::set_hook(Box::new(tell_panic));
         Ok((logging, guard))
     }
 
@@ -106,6 +103,12 @@ impl<W: Write> Write for Counted<W> {
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush()
     }
+}
+
+/// The payload may quote a request, so only the place is told.
+fn tell_panic(panic: &PanicHookInfo<'_>) {
+    let place = panic.location().map(ToString::to_string);
+    tracing::error!(place, thread = std::thread::current().name(), "a panic");
 }
 
 fn targets(level: LogLevel) -> Targets {
@@ -268,5 +271,17 @@ mod tests {
             tracing::error!(target: "rustls", "broken");
         });
         assert!(!text.contains("secret") && text.contains("broken"), "{text}");
+    }
+
+    #[test]
+    fn a_panic_is_told_by_its_place_and_without_its_words() {
+        let text = written(&settings(true, LogLevel::Debug), |_| {
+            let before = std::panic::take_hook();
+            std::panic::set_hook(Box::new(tell_panic));
+            let ended = std::panic::catch_unwind(|| panic!("authorization: {}", "hunter2"));
+            std::panic::set_hook(before);
+            assert!(ended.is_err());
+        });
+        assert!(text.contains("a panic") && text.contains("logging.rs:") && !text.contains("hunter2"), "{text}");
     }
 }

@@ -335,6 +335,84 @@ pub(super) mod tests {
         assert!(matches!(error, Error::Denied(Denial::Address(..))), "{error:?}");
     }
 
+    /// Refuses every connection, and remembers what was to be dialled.
+    #[derive(Default)]
+    struct Noting(std::sync::Mutex<Vec<SocketAddr>>);
+
+    impl Dial for Noting {
+        fn dial(&self, address: SocketAddr) -> DialFuture {
+            self.0.lock().unwrap().push(address);
+            Box::pin(std::future::ready(Err(io::ErrorKind::ConnectionRefused.into())))
+        }
+    }
+
+    fn built_in() -> Vec<AddressRule> {
+        vec![AddressRule::Loopback, AddressRule::LinkLocal, AddressRule::Metadata]
+    }
+
+    #[tokio::test]
+    async fn a_forbidden_one_of_several_addresses_is_never_dialled_whichever_form_it_has() {
+        let noting = Arc::new(Noting::default());
+        let answer = Scripted::addresses(&[
+            "169.254.169.254",
+            "192.0.2.1",
+            "::1",
+            "::ffff:169.254.169.254",
+            "2001:db8::1",
+            "64:ff9b::7f00:1",
+            "::ffff:192.0.2.2",
+            "fd00:ec2::254",
+        ]);
+        let connector =
+            Connector::with(Scripted::new(vec![answer]), noting.clone(), &settings(), &egress(built_in()), vec![]);
+        assert!(dial(&connector, "several.test", 80, LONG).await.is_err());
+        let mut dialled: Vec<String> = noting.0.lock().unwrap().iter().map(ToString::to_string).collect();
+        dialled.sort();
+        assert_eq!(dialled, ["192.0.2.1:80", "192.0.2.2:80", "[2001:db8::1]:80"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_changes_between_two_attempts_is_judged_each_time() {
+        let noting = Arc::new(Noting::default());
+        let answers = vec![Scripted::addresses(&["192.0.2.1"]), Scripted::addresses(&["169.254.169.254"])];
+        let connector =
+            Connector::with(Scripted::new(answers), noting.clone(), &settings(), &egress(built_in()), vec![]);
+        assert!(matches!(dial(&connector, "rebind.test", 80, LONG).await, Err(Error::Connect { .. })));
+        tokio::time::advance(Duration::from_secs(31)).await;
+        assert!(matches!(dial(&connector, "rebind.test", 80, LONG).await, Err(Error::Denied(_))));
+        assert_eq!(noting.0.lock().unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_name_of_the_hosts_file_that_leads_to_a_forbidden_address_is_never_dialled() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let lines =
+            "169.254.169.254 metadata.google.internal\n::1 ip6-localhost\n::ffff:127.0.0.1 mapped\n192.0.2.1 fine\n";
+        std::fs::write(file.path(), lines).unwrap();
+        let noting = Arc::new(Noting::default());
+        let dns = Dns::new(Scripted::new(vec![None]), settings())
+            .with_hosts(crate::upstream::hosts::HostsFile::at(file.path().to_owned()));
+        let rules = Egress { deny: AddressSet(built_in()), own: Vec::new() };
+        let connector = Connector { dns: Arc::new(dns), egress: rules, dialer: noting.clone(), roots: Arc::default() };
+        for name in ["metadata.google.internal.", "METADATA.google.internal", "ip6-localhost", "mapped"] {
+            assert!(matches!(dial(&connector, name, 80, LONG).await, Err(Error::Denied(_))), "{name}");
+        }
+        assert!(matches!(dial(&connector, "fine", 80, LONG).await, Err(Error::Connect { .. })));
+        assert_eq!(noting.0.lock().unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn rules_or_listeners_that_change_make_another_connector_so_that_no_pool_is_kept() {
+        let old = connector(vec![None], built_in(), vec![]);
+        let same = old.evolve(&settings(), &egress(built_in()), vec![]).unwrap();
+        assert!(Arc::ptr_eq(&old, &same));
+        let narrower = [built_in(), vec![AddressRule::Private]].concat();
+        let listener = vec!["127.0.0.1:7172".parse().unwrap()];
+        for (deny, own) in [(narrower, vec![]), (built_in(), listener)] {
+            assert!(!Arc::ptr_eq(&old, &old.evolve(&settings(), &egress(deny), own).unwrap()));
+        }
+    }
+
     #[tokio::test]
     async fn only_the_allowed_ones_of_several_addresses_are_dialled() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

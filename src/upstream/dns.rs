@@ -13,9 +13,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::address::LOCALHOST;
 use crate::config;
 use crate::error::{Error, Overload};
-use crate::upstream::egress::{LOCALHOST, is_localhost};
+use crate::origin::is_localhost;
 use crate::upstream::hosts::HostsFile;
 
 /// A look-up under way.
@@ -154,6 +155,12 @@ impl Dns {
     fn counting(lookup: Arc<dyn Lookup>, settings: config::Dns, forgotten: Arc<AtomicU64>) -> Dns {
         let hosts = settings.hosts_file.then(HostsFile::system);
         Dns { lookup, settings, hosts, names: Arc::default(), forgotten }
+    }
+
+    /// With another hosts file than the machine's.
+    #[cfg(test)]
+    pub(super) fn with_hosts(self, hosts: HostsFile) -> Dns {
+        Dns { hosts: Some(hosts), ..self }
     }
 
     /// For other settings, with the same look-up and an empty memory.

@@ -5,9 +5,12 @@
 #[path = "../it/support/mod.rs"]
 mod support;
 
+mod admin;
 mod bounds;
 mod child;
 mod closing;
+mod egress;
 mod machine;
+mod secrets;
 mod smuggling;
 mod storms;
