@@ -382,8 +382,9 @@ fn answered(
     let (mut head, body) = response.into_parts();
     first_byte(&record);
     record.answering(head.status.as_u16());
-    if head.headers.contains_key(header::TRANSFER_ENCODING) {
-        // The length of something else than the body that is passed on (RFC 9112 section 6.3).
+    if head.headers.contains_key(header::TRANSFER_ENCODING) || head.status == StatusCode::NO_CONTENT {
+        // The length of something else than the body that is passed on (RFC 9112 section 6.3), or of a body where there is none:
+        // an app that believed it would take the next answer for that (RFC 9110 section 8.6).
         headers::remove(&mut head.headers, &header::CONTENT_LENGTH);
     }
     headers::remove_hop_by_hop(&mut head.headers, false, &[]);

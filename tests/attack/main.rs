@@ -5,4 +5,10 @@
 #[path = "../it/support/mod.rs"]
 mod support;
 
+mod answers;
+mod corpus;
+mod judge;
+mod requests;
 mod smuggling;
+mod strict;
+mod witness;
