@@ -20,7 +20,7 @@
 //! | [`demo`] | the self-running demonstration, and the misbehaving upstream that tests use too |
 //!
 //! `main → cli → {demo → app, app} → {otlp, proxy, admin, reload} → upstream → policy`; `config → policy settings`;
-//! `policy, config → document`. The leaves ([`error`], [`message`], [`origin`], [`address`], [`shared`], [`units`]) use only each other.
+//! `policy, config → document`. The leaves ([`error`], [`message`], [`origin`], [`address`], [`shared`], [`trailers`], [`units`]) use only each other.
 
 pub mod address;
 pub mod admin;
@@ -43,5 +43,6 @@ pub mod reload;
 pub mod shared;
 pub mod shutdown;
 pub mod telemetry;
+pub mod trailers;
 pub mod units;
 pub mod upstream;

@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 use tokio::net::TcpStream;
@@ -179,6 +179,7 @@ pub(crate) fn serve(
         http1: request.version() != Version::HTTP_2,
     };
     let old = request.version() == Version::HTTP_10;
+    let undecided = connection.link.is_some() && request.headers().contains_key(header::UPGRADE);
     let step = catch_unwind(AssertUnwindSafe(|| prepare(&connection, &table, request, &mut record)));
     let step = step.unwrap_or(Err(Error::Panic));
     async move {
@@ -210,6 +211,9 @@ pub(crate) fn serve(
             }
             Err(error) => refused(&connection, error, asked, record),
         };
+        if let Some(link) = connection.link.as_ref().filter(|_| undecided) {
+            link.decline();
+        }
         let closes = connection.retired.told.load(Ordering::Relaxed) || connection.proxy.drain.begun.is_cancelled();
         if asked.http1 && closes {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -262,6 +266,8 @@ fn prepare(
         }
         return Err(refusal);
     }
+    let everything =
+        *request.method() == Method::OPTIONS && connection.link.as_ref().is_some_and(|link| link.of_everything());
     // Those of HTTP/1 were counted before hyper saw them.
     if request.version() == Version::HTTP_2 && request.headers().len() > table.config.limits.max_headers.get() as usize
     {
@@ -274,6 +280,7 @@ fn prepare(
     let version = request.version();
     if version == Version::HTTP_2 {
         headers::check_http2(request.headers())?;
+        headers::join_cookies(request.headers_mut());
     }
     let scheme = match &connection.entry {
         Entry::Inside(inside) => inside.scheme,
@@ -295,6 +302,9 @@ fn prepare(
         return Ok(Step::Tunnel { origin: way::of_tunnel(&target), upstream: way.upstream, app });
     }
 
+    if everything {
+        *request.uri_mut() = Uri::from_static("*");
+    }
     let lane = Arc::clone(upstream.lane(request.method(), request.uri().path()));
     record.routed(upstream, &lane);
     if let Some(source) = headers::client_retry(request.headers()) {

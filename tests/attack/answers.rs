@@ -42,15 +42,16 @@ async fn lying(bytes: &[u8], closes: bool) -> Origin {
 
 /// What came of a request.
 #[derive(Debug)]
-enum Got {
+pub(crate) enum Got {
     Whole(Answer),
     /// A head, and a body that is visibly not whole.
     Broken,
+    #[expect(dead_code, reason = "shown where it is found")]
     Nonsense(String),
 }
 
 /// The final answer to one request, and whether the connection is still open behind it.
-async fn final_answer(app: &mut Client, held: &mut Vec<u8>, asked: Asked) -> (Got, bool) {
+pub(crate) async fn final_answer(app: &mut Client, held: &mut Vec<u8>, asked: Asked) -> (Got, bool) {
     let mut closed = false;
     loop {
         match answer(held, asked, closed) {

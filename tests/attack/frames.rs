@@ -207,6 +207,11 @@ impl Peer {
         self.stream.write_all(bytes.as_ref()).await.unwrap();
     }
 
+    /// An error where the other side has closed.
+    pub(crate) async fn try_send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.stream.write_all(bytes).await
+    }
+
     /// The next frame; `None` at the connection's end, however that comes.
     pub(crate) async fn next(&mut self) -> Option<Frame> {
         next(&mut self.stream, &mut self.held).await
@@ -236,7 +241,11 @@ impl Peer {
 
     /// Sends this so many times, while reading. The codes of the GOAWAYs where the connection ended by that; `None` where all
     /// of it was taken, and a PING behind it is answered.
-    pub(crate) async fn flood(self, times: usize, piece: impl Fn(usize) -> Vec<u8> + Send + 'static) -> Option<Vec<u32>> {
+    pub(crate) async fn flood(
+        self,
+        times: usize,
+        piece: impl Fn(usize) -> Vec<u8> + Send + 'static,
+    ) -> Option<Vec<u32>> {
         let (mut read, mut write) = self.stream.into_split();
         let mut held = self.held;
         let writer = tokio::spawn(async move {
@@ -252,7 +261,7 @@ impl Peer {
             match next(&mut read, &mut held).await {
                 Some(frame) if frame.kind == GOAWAY => codes.push(frame.code()),
                 Some(frame) if frame.kind == PING && frame.payload == b"the last" => {
-                    assert_eq!(codes, [], "still there after GOAWAY");
+                    assert!(codes.is_empty(), "still there after GOAWAY {codes:?}");
                     return None;
                 }
                 Some(_) => {}

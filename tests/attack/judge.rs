@@ -18,6 +18,8 @@ pub(crate) struct Sent {
     pub(crate) requests: Vec<Request>,
     /// What is behind them.
     pub(crate) tail: Tail,
+    /// That begins as a HEAD does, so that an answer to it has no body.
+    head_behind: bool,
 }
 
 /// What stands behind the last whole request.
@@ -53,7 +55,8 @@ pub(crate) fn sent(bytes: &[u8]) -> Sent {
             Read::Bad(what) => break Tail::Bad(what),
         }
     };
-    Sent { requests, tail }
+    let head_behind = bytes[at.min(bytes.len())..].starts_with(b"HEAD ");
+    Sent { requests, tail, head_behind }
 }
 
 /// How an exchange came out.
@@ -105,8 +108,15 @@ fn answers(got: &[u8], sent: &Sent, closed: bool) -> (Vec<Answer>, Result<usize,
     let mut answers = Vec::new();
     let mut at = 0;
     loop {
-        let head = sent.requests.get(answers.len()).is_some_and(|request| request.method == "HEAD");
-        match answer(&got[at..], if head { Asked::Head } else { Asked::Other }, closed) {
+        let asked = match sent.requests.get(answers.len()) {
+            Some(request) if request.method == "HEAD" => Asked::Head,
+            // A head that is refused is nobody's method yet; the connection ends behind its answer.
+            None if sent.head_behind && !matches!(answer(&got[at..], Asked::Other, false), Read::Whole(..)) => {
+                Asked::Head
+            }
+            Some(_) | None => Asked::Other,
+        };
+        match answer(&got[at..], asked, closed) {
             _ if at == got.len() => return (answers, Ok(0)),
             Read::Whole(answer, length) => {
                 at += length;

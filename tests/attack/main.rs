@@ -6,9 +6,14 @@
 mod support;
 
 mod answers;
+mod answers_http2;
 mod corpus;
+mod differential;
+mod downgrade;
+mod frames;
 mod judge;
 mod requests;
 mod smuggling;
 mod strict;
+mod trailers;
 mod witness;
