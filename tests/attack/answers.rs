@@ -191,3 +191,64 @@ async fn what_comes_before_the_switch_is_agreed_on_arrives_as_it_was_sent() {
         proxy.stop().await;
     }
 }
+
+/// An upstream that answers before it has the body leaves the rest of it on the app's way; it is not to be taken for requests.
+#[tokio::test]
+async fn what_is_left_of_a_body_that_was_answered_early_is_never_a_request() {
+    let rest = "GET /evil HTTP/1.1\r\nHost: up.test\r\n\r\n";
+    for (framing, begun, left) in [
+        (format!("Content-Length: {}", 4 + rest.len()), "abcd".to_owned(), rest.to_owned()),
+        (
+            "Transfer-Encoding: chunked".to_owned(),
+            "4\r\nabcd\r\n".to_owned(),
+            format!("{:x}\r\n{rest}\r\n0\r\n\r\n", rest.len()),
+        ),
+        (format!("Expect: 100-continue\r\nContent-Length: {}", rest.len()), String::new(), rest.to_owned()),
+    ] {
+        let origin = Origin::scripted(|mut conn| async move {
+            while let Some(seen) = conn.head().await {
+                conn.remember(&seen);
+                let answer = if seen.line().contains("/early") {
+                    "HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nok"
+                } else {
+                    "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood"
+                };
+                if conn.try_send(answer.as_bytes()).await.is_err() {
+                    return;
+                }
+            }
+        })
+        .await;
+        let proxy = Proxy::for_origin(&origin, POLICIES).await;
+        let (mut app, mut held) = (proxy.connect().await, Vec::new());
+        app.send(format!("POST http://up.test/early HTTP/1.1\r\nHost: up.test\r\n{framing}\r\n\r\n{begun}")).await;
+        let (got, _) = final_answer(&mut app, &mut held, Asked::Other).await;
+        assert!(matches!(&got, Got::Whole(answer) if answer.status == 413), "{framing}: {got:?}");
+        // The connection may be closing already.
+        let _ = tokio::io::AsyncWriteExt::write_all(&mut app.stream, left.as_bytes()).await;
+        let follow = b"GET http://up.test/good HTTP/1.1\r\nHost: up.test\r\nConnection: close\r\n\r\n";
+        let _ = tokio::io::AsyncWriteExt::write_all(&mut app.stream, follow).await;
+        let (_, mut held) = (final_answer(&mut app, &mut held, Asked::Other).await, Vec::new());
+        // Others get their own.
+        let mut other = proxy.connect().await;
+        other.send("GET http://up.test/good HTTP/1.1\r\nHost: up.test\r\n\r\n").await;
+        let (got, _) = final_answer(&mut other, &mut held, Asked::Other).await;
+        assert!(matches!(&got, Got::Whole(answer) if answer.message.body == b"good"), "{framing}: {got:?}");
+        assert!(!origin.seen().iter().any(|seen| seen.line().contains("evil")), "{framing}: {:?}", origin.seen());
+        proxy.stop().await;
+    }
+}
+
+/// Informational answers without end are no answer: the attempt's clock goes on.
+#[tokio::test]
+async fn informational_answers_without_end_are_a_time_out() {
+    let origin = Origin::scripted(|mut conn| async move {
+        conn.request().await.unwrap();
+        while conn.try_send(&b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n".repeat(100)).await.is_ok() {}
+    })
+    .await;
+    let proxy = Proxy::for_origin(&origin, "    retry: off\n    timeouts: {attempt: 300ms}\n").await;
+    let got = proxy.talk(b"GET http://up.test/ HTTP/1.1\r\nHost: up.test\r\nConnection: close\r\n\r\n").await;
+    assert!(got.starts_with("HTTP/1.1 504 "), "{got}");
+    proxy.stop().await;
+}

@@ -2,11 +2,15 @@
 //! upstream as the strict reader reads them, or do not arrive.
 
 use std::cell::Cell;
+use std::sync::{Arc, Mutex};
 
 use proptest::prelude::*;
 use proptest::test_runner::{TestCaseError, TestRunner};
 
+use crate::answers::{Got, final_answer};
 use crate::requests::{Door, FOLLOW_UP, Rig};
+use crate::strict::{Asked, Read, answer};
+use crate::support::{Origin, Proxy};
 
 /// Bytes that mean something to somebody.
 const MEANING: &[&[u8]] = &[
@@ -178,11 +182,14 @@ fn whatever_an_app_sends_arrives_as_the_requests_that_a_strict_reader_reads_in_i
     runtime.block_on(rig.finish(cases));
 }
 
+/// A field with a byte somewhere: from the byte, the field's name and its value.
+type Place = fn(&[u8], &str, &str) -> Vec<u8>;
+
 /// Everywhere that a byte can stand around a field that frames: before its name, behind it, around its value, and hidden in
 /// another field.
 #[tokio::test]
 async fn no_byte_beside_a_framing_field_makes_two_requests_of_one() {
-    let places: [fn(&[u8], &str, &str) -> Vec<u8>; 10] = [
+    let places: [Place; 10] = [
         |byte, name, value| [byte, name.as_bytes(), b": ", value.as_bytes()].concat(),
         |byte, name, value| [name.as_bytes(), byte, b": ", value.as_bytes()].concat(),
         |byte, name, value| [name.as_bytes(), b":", byte, value.as_bytes()].concat(),
@@ -225,4 +232,119 @@ async fn no_byte_beside_a_framing_field_makes_two_requests_of_one() {
         }
     });
     futures_util::future::join_all(lanes).await;
+}
+
+/// An answer of an upstream's, good but for a slip or two.
+fn lie() -> impl Strategy<Value = (Vec<u8>, bool)> {
+    let status = prop::sample::select(
+        &["200 OK", "404 Not Found", "204 No Content", "304 Not Modified", "200 ", "103 Early Hints"][..],
+    );
+    let version = prop_oneof![9 => Just("1.1"), 1 => Just("1.0")];
+    let answer = (
+        status,
+        version,
+        proptest::collection::vec(field(), 0..3),
+        body(),
+        any::<prop::sample::Index>(),
+        any::<bool>(),
+    )
+        .prop_map(|(status, version, mut fields, body, at, more)| {
+            let mut rest = Vec::new();
+            fields.push("X-Last: 1\r\n".to_owned());
+            match body {
+                Body::None => fields.insert(0, line("Content-Length", 0)),
+                Body::Length(bytes) => {
+                    fields.insert(at.index(fields.len()), line("Content-Length", bytes.len()));
+                    rest = bytes;
+                }
+                Body::Chunks(chunks, trailer) => {
+                    fields.insert(at.index(fields.len()), line("Transfer-Encoding", "chunked"));
+                    for chunk in &chunks {
+                        rest.extend(
+                            format!("{:x}\r\n", chunk.len()).bytes().chain(chunk.iter().copied()).chain(*b"\r\n"),
+                        );
+                    }
+                    rest.extend(if trailer { &b"0\r\nX-T: 1\r\n\r\n"[..] } else { b"0\r\n\r\n" });
+                }
+            }
+            if more {
+                rest.extend(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil");
+            }
+            [format!("HTTP/{version} {status}\r\n{}\r\n", fields.concat()).into_bytes(), rest].concat()
+        });
+    (answer, 0..3_usize, proptest::collection::vec(slip(), 2), any::<bool>()).prop_map(
+        |(mut bytes, count, slips, head)| {
+            slips.iter().take(count).for_each(|slip| slip.apply(&mut bytes));
+            (bytes, head)
+        },
+    )
+}
+
+#[test]
+fn whatever_an_upstream_answers_is_one_answer_to_the_app_or_visibly_broken_and_the_next_is_its_own() {
+    let cases = std::env::var("OUTRIGGER_CASES").map_or(500, |cases| cases.parse().unwrap());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let lie_told = Arc::new(Mutex::new(Vec::new()));
+    let told = Arc::clone(&lie_told);
+    let (proxy, origin) = runtime.block_on(async move {
+        let origin = Origin::scripted(move |mut conn| {
+            let told = Arc::clone(&told);
+            async move {
+                while let Some(seen) = conn.request().await {
+                    if seen.line().contains("/good") {
+                        conn.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ngood").await;
+                        continue;
+                    }
+                    let bytes = told.lock().unwrap().clone();
+                    if conn.try_send(&bytes).await.is_err() {
+                        return;
+                    }
+                    // What it promised and didn't send will not come; but for that the connection stays.
+                    let whole = |asked| matches!(answer(&bytes, asked, false), Read::Whole(ref answer, _) if answer.status >= 200);
+                    if !whole(if seen.line().starts_with("HEAD") { Asked::Head } else { Asked::Other }) {
+                        return;
+                    }
+                }
+            }
+        })
+        .await;
+        let policies = "    retry: off\n    circuit_breaker: off\n    connections: {http: 1}\n";
+        (Proxy::for_origin(&origin, policies).await, origin)
+    });
+    let (passed, refused) = (Cell::new(0), Cell::new(0));
+    let config =
+        ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 2000, ..ProptestConfig::default() };
+    let run = TestRunner::new(config).run(&lie(), |(bytes, head)| {
+        *lie_told.lock().unwrap() = bytes.clone();
+        let (method, asked) = if head { ("HEAD", Asked::Head) } else { ("GET", Asked::Other) };
+        runtime.block_on(async {
+            let (mut app, mut held) = (proxy.connect().await, Vec::new());
+            app.send(format!("{method} http://up.test/lie HTTP/1.1\r\nHost: up.test\r\nTE: trailers\r\n\r\n")).await;
+            let (got, open) = final_answer(&mut app, &mut held, asked).await;
+            match (&got, answer(&bytes, asked, true)) {
+                (Got::Nonsense(_), _) => return Err(TestCaseError::fail(format!("{got:?}"))),
+                (Got::Whole(got), Read::Whole(told, _)) if got.status != 502 && told.status >= 200 => {
+                    prop_assert_eq!(got.status, told.status);
+                    prop_assert_eq!(&got.message.body, &told.message.body);
+                    passed.set(passed.get() + 1);
+                }
+                (Got::Whole(_) | Got::Broken, _) => refused.set(refused.get() + 1),
+            }
+            prop_assert!(!open || held.is_empty(), "more than an answer: {:?}", held);
+            for _ in 0..2 {
+                if !open {
+                    (app, held) = (proxy.connect().await, Vec::new());
+                }
+                app.send("GET http://up.test/good HTTP/1.1\r\nHost: up.test\r\n\r\n").await;
+                let (next, _) = final_answer(&mut app, &mut held, Asked::Other).await;
+                let good = matches!(&next, Got::Whole(answer) if answer.message.body == b"good") && held.is_empty();
+                prop_assert!(good, "then {:?} {:?}", next, held);
+            }
+            Ok(())
+        })
+    });
+    run.unwrap();
+    assert!(passed.get() > cases / 6 && refused.get() > cases / 6, "{passed:?} {refused:?} of {cases}");
+    assert!(!origin.seen().iter().any(|seen| seen.line().contains("evil")));
+    runtime.block_on(proxy.stop());
 }

@@ -144,7 +144,7 @@ pub(crate) fn judge(sent: &Sent, seen: &[Request], first: usize, got: &[u8], hos
     let mut next = 0;
     let mut refused = false;
     for (at, answer) in answers.iter().enumerate() {
-        if refused && at >= sent.requests.len() + 1 {
+        if at > sent.requests.len() {
             return Err("an answer behind the last".to_owned());
         }
         let serial = answer.message.all(SERIAL).first().map(|serial| String::from_utf8_lossy(serial).into_owned());
