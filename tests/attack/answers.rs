@@ -252,3 +252,41 @@ async fn informational_answers_without_end_are_a_time_out() {
     assert!(got.starts_with("HTTP/1.1 504 "), "{got}");
     proxy.stop().await;
 }
+
+/// What an upstream says on a connection that nobody asks anything of is taken for no answer.
+#[tokio::test]
+async fn an_answer_that_comes_on_an_idle_connection_is_nobodys() {
+    let (said, mut heard) = tokio::sync::mpsc::channel::<()>(1);
+    let origin = Origin::scripted(move |mut conn| {
+        let said = said.clone();
+        async move {
+            while let Some(seen) = conn.request().await {
+                let first = seen.line().contains("/first");
+                conn.send(format!(
+                    "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n{}",
+                    if first { "good" } else { "next" }
+                ))
+                .await;
+                if first {
+                    tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                    let _ = conn.try_send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil").await;
+                    said.send(()).await.unwrap();
+                }
+            }
+        }
+    })
+    .await;
+    let proxy = Proxy::for_origin(&origin, POLICIES).await;
+    for _ in 0..20 {
+        let (mut app, mut held) = (proxy.connect().await, Vec::new());
+        for (path, body) in [("first", b"good"), ("next", b"next")] {
+            app.send(format!("GET http://up.test/{path} HTTP/1.1\r\nHost: up.test\r\n\r\n")).await;
+            let (got, _) = final_answer(&mut app, &mut held, Asked::Other).await;
+            assert!(matches!(&got, Got::Whole(answer) if answer.message.body == body), "{path}: {got:?}");
+            if path == "first" {
+                heard.recv().await.unwrap();
+            }
+        }
+    }
+    proxy.stop().await;
+}
