@@ -20,8 +20,8 @@
 //! | [`demo`] | the self-running demonstration, and the misbehaving upstream that tests use too |
 //!
 //! `main → cli → {demo → app, app} → {otlp, proxy, admin, reload} → upstream → policy`; `config → policy settings`;
-//! `policy, config → document`. The leaves ([`error`], [`message`], [`origin`], [`address`], `descriptors`, [`shared`], [`tcp`], [`units`])
-//! use only each other.
+//! `policy, config → document`. The leaves ([`error`], [`message`], [`origin`], [`address`], `descriptors`, [`shared`], [`tcp`],
+//! [`trailers`], [`units`]) use only each other.
 
 pub mod address;
 pub mod admin;
@@ -48,5 +48,6 @@ pub mod shutdown;
 mod simulation;
 pub mod tcp;
 pub mod telemetry;
+pub mod trailers;
 pub mod units;
 pub mod upstream;

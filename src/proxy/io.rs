@@ -1,10 +1,11 @@
 //! An app's connection as hyper's HTTP/1 server reads it: only bytes that the inspector let pass.
 
+use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -31,6 +32,12 @@ const MAX_LINGER_BYTES: usize = 1024 * 1024;
 pub(crate) struct Link {
     /// A 101 is on its way: what the app sends from now on is not HTTP.
     opaque: AtomicBool,
+    /// A request with `Upgrade` was answered with something else than 101.
+    declined: AtomicBool,
+    /// Who waits for that.
+    waiting: Mutex<Option<Waker>>,
+    /// For each OPTIONS that was read and not asked about yet: whether it is of a URL without a path.
+    options: Mutex<VecDeque<bool>>,
     /// Close with a reset: what was sent must not be taken for complete.
     reset: AtomicBool,
     /// How long the app may leave what it is sent untaken, in milliseconds; 0: for ever.
@@ -47,6 +54,26 @@ impl Link {
     /// What the app sends from now on is not HTTP.
     pub(crate) fn open(&self) {
         self.opaque.store(true, Ordering::Relaxed);
+    }
+
+    /// A request with `Upgrade` is answered with something else than 101: what the app sends behind it is HTTP.
+    pub(crate) fn decline(&self) {
+        self.declined.store(true, Ordering::Release);
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(waker) = waiting {
+            waker.wake();
+        }
+    }
+
+    /// Whether it was, since this was asked with that outcome. If not, the task is woken when it is.
+    fn was_declined(&self, cx: &Context<'_>) -> bool {
+        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Some(cx.waker().clone());
+        self.declined.swap(false, Ordering::AcqRel)
+    }
+
+    /// Whether an OPTIONS is of a URL without a path. To be asked once for each, in order.
+    pub(crate) fn of_everything(&self) -> bool {
+        self.options.lock().unwrap_or_else(PoisonError::into_inner).pop_front().unwrap_or(false)
     }
 
     /// Whether the connection, if it ends now, is to end with a reset.
@@ -171,10 +198,20 @@ impl AppIo {
         *self.link.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
     }
 
+    /// Tells the requests what hyper will not.
+    fn tell(&mut self) {
+        let options = self.inspector.take_options();
+        if !options.is_empty() {
+            self.link.options.lock().unwrap_or_else(PoisonError::into_inner).extend(options);
+        }
+    }
+
     /// Acts on a verdict about all of `held` from `ready` on.
     fn judge(&mut self) {
         self.fresh = false;
-        match self.inspector.inspect(&self.held[self.ready..]) {
+        let verdict = self.inspector.inspect(&self.held[self.ready..]);
+        self.tell();
+        match verdict {
             Verdict::Pass(n) => self.ready += n,
             Verdict::Refuse(n, error) => {
                 self.ready += n;
@@ -234,7 +271,7 @@ impl AppIo {
 
     /// Whether the app may still be sending something that nobody will read.
     fn unfinished(&self) -> bool {
-        self.over.is_some() || !self.inspector.in_head() || !self.held.is_empty()
+        self.over.is_some() || !self.inspector.in_head() && !self.inspector.undecided() || !self.held.is_empty()
     }
 }
 
@@ -259,8 +296,15 @@ impl AsyncRead for AppIo {
                 me.judge();
                 continue;
             }
-            if me.inspector.opaque() {
-                // Kept for the tunnel. Reading goes on for the sake of noticing that the app hung up.
+            if me.inspector.undecided() && me.link.was_declined(cx) {
+                me.inspector.go_on();
+                me.clock = None;
+                me.fresh = !me.held.is_empty();
+                continue;
+            }
+            if me.inspector.opaque() || me.inspector.undecided() {
+                // Kept for the tunnel, or until it is clear that there is none. Reading goes on for the sake of noticing that
+                // the app hung up.
                 if me.held.len() >= MAX_EARLY {
                     return Poll::Pending;
                 }
@@ -277,7 +321,10 @@ impl AsyncRead for AppIo {
                 if new.is_empty() {
                     return Poll::Ready(Ok(()));
                 }
-                let good = match me.inspector.inspect(new) {
+                let verdict = me.inspector.inspect(new);
+                me.tell();
+                let new = &buf.filled()[before..];
+                let good = match verdict {
                     Verdict::Pass(n) => {
                         me.held.extend_from_slice(&new[n..]);
                         n

@@ -24,7 +24,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
 use tokio::time::Instant;
@@ -180,6 +180,7 @@ pub(crate) fn serve(
     };
     let old = request.version() == Version::HTTP_10;
     let (has_body, length) = (!request.body().is_end_stream(), request.body().size_hint().exact());
+    let undecided = connection.link.is_some() && request.headers().contains_key(header::UPGRADE);
     let step = catch_unwind(AssertUnwindSafe(|| prepare(&connection, &table, request, &mut record)));
     let step = step.unwrap_or(Err(Error::Panic));
     async move {
@@ -217,6 +218,9 @@ pub(crate) fn serve(
             }
             Err(error) => refused(&connection, error, asked, record),
         };
+        if let Some(link) = connection.link.as_ref().filter(|_| undecided) {
+            link.decline();
+        }
         let closes =
             body_left || connection.retired.told.load(Ordering::Relaxed) || connection.proxy.drain.begun.is_cancelled();
         if asked.http1 && closes {
@@ -270,6 +274,8 @@ fn prepare(
         }
         return Err(refusal);
     }
+    let everything =
+        *request.method() == Method::OPTIONS && connection.link.as_ref().is_some_and(|link| link.of_everything());
     // Those of HTTP/1 were counted before hyper saw them.
     if request.version() == Version::HTTP_2 && request.headers().len() > table.config.limits.max_headers.get() as usize
     {
@@ -282,6 +288,7 @@ fn prepare(
     let version = request.version();
     if version == Version::HTTP_2 {
         headers::check_http2(request.headers())?;
+        headers::join_cookies(request.headers_mut());
     }
     let scheme = match &connection.entry {
         Entry::Inside(inside) => inside.scheme,
@@ -303,6 +310,9 @@ fn prepare(
         return Ok(Step::Tunnel { origin: way::of_tunnel(&target), upstream: way.upstream, app });
     }
 
+    if everything {
+        *request.uri_mut() = Uri::from_static("*");
+    }
     let lane = Arc::clone(upstream.lane(request.method(), request.uri().path()));
     record.routed(upstream, &lane);
     if let Some(source) = headers::client_retry(request.headers()) {
@@ -390,8 +400,9 @@ fn answered(
     let (mut head, body) = response.into_parts();
     first_byte(&record);
     record.answering(head.status.as_u16());
-    if head.headers.contains_key(header::TRANSFER_ENCODING) {
-        // The length of something else than the body that is passed on (RFC 9112 section 6.3).
+    if head.headers.contains_key(header::TRANSFER_ENCODING) || head.status == StatusCode::NO_CONTENT {
+        // The length of something else than the body that is passed on (RFC 9112 section 6.3), or of a body where there is none:
+        // an app that believed it would take the next answer for that (RFC 9110 section 8.6).
         headers::remove(&mut head.headers, &header::CONTENT_LENGTH);
     }
     headers::remove_hop_by_hop(&mut head.headers, false, &[]);

@@ -6,11 +6,22 @@
 mod support;
 
 mod admin;
+mod answers;
+mod answers_http2;
 mod bounds;
 mod child;
 mod closing;
+mod corpus;
+mod differential;
+mod downgrade;
 mod egress;
+mod frames;
+mod judge;
 mod machine;
+mod requests;
 mod secrets;
 mod smuggling;
 mod storms;
+mod strict;
+mod trailers;
+mod witness;
