@@ -5,4 +5,8 @@
 #[path = "../it/support/mod.rs"]
 mod support;
 
+mod frames;
+mod h2_apps;
+mod h2_floods;
+mod h2_upstreams;
 mod smuggling;
