@@ -20,7 +20,7 @@
 //! | [`demo`] | the self-running demonstration, and the misbehaving upstream that tests use too |
 //!
 //! `main → cli → {demo → app, app} → {otlp, proxy, admin, reload} → upstream → policy`; `config → policy settings`;
-//! `policy, config → document`. The leaves ([`error`], [`message`], [`origin`], [`address`], [`shared`], [`units`]) use only each other.
+//! `policy, config → document`. The leaves ([`error`], [`message`], [`origin`], [`address`], [`shared`], [`units`], `frames`) use only each other.
 
 pub mod address;
 pub mod admin;
@@ -31,6 +31,7 @@ pub mod demo;
 pub mod document;
 pub mod error;
 pub mod explain;
+mod frames;
 pub mod inject;
 pub mod intercept;
 pub mod message;

@@ -1,7 +1,7 @@
 //! What may not pass from one side to the other, and what is read on the way (RFC 9110 section 7.6.1). Pure.
 //! Order and repetition of everything else stay as they are; its case travels in the message's extensions.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version, header};
 
 use crate::error::{Error, Result};
 use crate::telemetry::spans::{Parent, TRACEPARENT, traceparent};
@@ -51,6 +51,34 @@ pub(crate) fn check_http2(headers: &HeaderMap) -> Result<()> {
         return Err(Error::BadRequest("there is white space around a header's value"));
     }
     Ok(())
+}
+
+/// How large a head is as HTTP/2 counts (RFC 9113 section 6.5.2), in bytes.
+pub(crate) fn list_size(method: &Method, uri: &Uri, headers: &HeaderMap) -> u64 {
+    const EACH: usize = 32;
+    let pseudo = method.as_str().len()
+        + uri.scheme_str().map_or(0, str::len)
+        + uri.authority().map_or(0, |authority| authority.as_str().len())
+        + uri.path_and_query().map_or(0, |path| path.as_str().len())
+        + [":method", ":scheme", ":authority", ":path"].map(|name| name.len() + EACH).iter().sum::<usize>();
+    let fields: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + EACH).sum();
+    (pseudo + fields) as u64
+}
+
+/// Puts cookies together that came in crumbs, as HTTP/2 allows and HTTP/1 does not (RFC 9113 section 8.2.3): many servers
+/// only look at the first field.
+pub(crate) fn join_cookies(headers: &mut HeaderMap) {
+    let mut crumbs = headers.get_all(header::COOKIE).iter();
+    let (Some(first), Some(second)) = (crumbs.next(), crumbs.next()) else { return };
+    let mut joined = first.as_bytes().to_vec();
+    for crumb in std::iter::once(second).chain(crumbs) {
+        joined.extend_from_slice(b"; ");
+        joined.extend_from_slice(crumb.as_bytes());
+    }
+    if let Ok(mut joined) = HeaderValue::from_bytes(&joined) {
+        joined.set_sensitive(true);
+        headers.insert(header::COOKIE, joined);
+    }
 }
 
 /// Removes what concerns one connection only, in either direction. `upgrade`: the message switches protocols, so that its
@@ -214,6 +242,29 @@ pub(crate) fn client_retry(headers: &HeaderMap) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn crumbs_of_cookies_become_one_field_in_its_place() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [("accept", "a"), ("cookie", "a=1"), ("x-last", "b"), ("cookie", "b=2"), ("cookie", "c=3")]
+        {
+            headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        join_cookies(&mut headers);
+        let fields: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+        assert_eq!(fields, [("accept", "a"), ("cookie", "a=1; b=2; c=3"), ("x-last", "b")]);
+    }
+
+    #[test]
+    fn the_size_of_a_head_is_counted_as_http2_counts_it() {
+        let mut headers = HeaderMap::new();
+        let uri: Uri = "http://up.test/x".parse().unwrap();
+        // :method GET, :scheme http, :authority up.test, :path /x
+        let pseudo = (7 + 3) + (7 + 4) + (10 + 7) + (5 + 2) + 4 * 32;
+        assert_eq!(list_size(&Method::GET, &uri, &headers), pseudo);
+        headers.insert("x-one", HeaderValue::from_static("abc"));
+        assert_eq!(list_size(&Method::GET, &uri, &headers), pseudo + 5 + 3 + 32);
+    }
 
     fn map(fields: &[(&'static str, &'static str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();

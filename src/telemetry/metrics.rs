@@ -35,11 +35,13 @@ pub enum Limit {
     KeyedBuckets,
     /// The process has no file descriptors left.
     Descriptors,
+    /// Frames of an app's HTTP/2 connection that carry nothing, or requests that it takes back at once: a bound of our own.
+    Flood,
 }
 
 impl Limit {
     /// All of them.
-    pub const ALL: [Limit; 7] = [
+    pub const ALL: [Limit; 8] = [
         Limit::Connections,
         Limit::HeaderBytes,
         Limit::Headers,
@@ -47,6 +49,7 @@ impl Limit {
         Limit::ReplayMemory,
         Limit::KeyedBuckets,
         Limit::Descriptors,
+        Limit::Flood,
     ];
 
     /// The label.
@@ -59,6 +62,7 @@ impl Limit {
             Limit::ReplayMemory => "replay_memory",
             Limit::KeyedBuckets => "keyed_buckets",
             Limit::Descriptors => "descriptors",
+            Limit::Flood => "http2_flood",
         }
     }
 }

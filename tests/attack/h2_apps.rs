@@ -78,8 +78,8 @@ async fn answers_that_an_app_leaves_untaken_end_its_connection_once_nothing_else
     })
     .await;
     let proxy = Proxy::for_origin(&origin, "    timeouts: {idle: 300ms}\n").await;
-    let mut app = Peer::app_with(proxy.address("proxy"), &[(INITIAL_WINDOW_SIZE, 0)]).await;
-    // Small, and so out of the upstream's hands at once.
+    // The first byte may go, and so the whole answer is out of the upstream's hands.
+    let mut app = Peer::app_with(proxy.address("proxy"), &[(INITIAL_WINDOW_SIZE, 1)]).await;
     app.send(get(1)).await;
     app.until(HEADERS).await;
     app.send(headers(3, END_STREAM, &request("GET", "/long"))).await;
@@ -274,24 +274,24 @@ async fn malformed_requests_over_http2_reach_no_upstream() {
 }
 
 #[tokio::test]
-async fn frames_on_a_stream_that_has_ended_end_the_connection_and_change_no_request() {
-    let late = [("DATA", data(1, 0, "more")), ("HEADERS", headers(1, END_STREAM, &[("x-late", "y")]))];
-    for (name, late) in late {
+async fn frames_on_a_stream_that_has_ended_change_no_request() {
+    for (name, late) in [
+        ("DATA", data(1, 0, "more")),
+        ("HEADERS", headers(1, END_STREAM, &request("GET", "/second"))),
+        ("RST_STREAM", reset(1, CANCEL)),
+        ("WINDOW_UPDATE", window_update(1, 1)),
+    ] {
         let origin = Origin::answering(OK).await;
         let proxy = Proxy::for_origin(&origin, "").await;
         let mut app = Peer::app(proxy.address("proxy")).await;
         app.send([headers(1, 0, &request("POST", "/")), data(1, END_STREAM, "body")].concat()).await;
-        app.until(HEADERS).await;
-        app.send(&late).await;
-        let mut refused = false;
-        app.send(ping()).await;
+        app.until(DATA).await;
+        app.send([late, ping()].concat()).await;
         while let Some(frame) = app.next().await {
-            refused |= matches!(frame.kind, RST_STREAM | GOAWAY);
-            if refused || frame.kind == PING {
+            if matches!(frame.kind, PING | GOAWAY) {
                 break;
             }
         }
-        assert!(refused, "{name}");
         assert_eq!(origin.only().body, b"body", "{name}");
         proxy.stop().await;
     }
@@ -360,26 +360,101 @@ async fn an_upgrade_to_h2c_is_neither_made_nor_passed_on() {
 }
 
 #[tokio::test]
-async fn a_connect_with_a_body_does_no_harm_to_the_other_streams() {
-    let origin = Origin::scripted(|mut conn| async move {
-        conn.request().await;
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        conn.send(OK).await;
-        conn.closed().await;
-    })
-    .await;
+async fn cookies_in_crumbs_reach_an_http1_upstream_as_one_field() {
+    let origin = Origin::answering(OK).await;
     let proxy = Proxy::for_origin(&origin, "").await;
     let mut app = Peer::app(proxy.address("proxy")).await;
-    app.send(get(1)).await;
-    eventually("it is on its way", async || origin.seen().len() == 1).await;
-    let connect = [(":method", "CONNECT"), (":authority", "up.test:443"), ("content-length", "5")];
-    app.send(headers(3, 0, &connect)).await;
+    let fields = [&request("GET", "/")[..], &[("cookie", "a=1"), ("x", "y"), ("cookie", "b=2")]].concat();
+    app.send(headers(1, END_STREAM, &fields)).await;
+    assert_eq!(app.until(HEADERS).await.status(), 200);
+    assert_eq!(origin.only().all("cookie"), ["a=1; b=2"]);
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn heads_over_the_limits_are_answered_and_counted_as_over_http1() {
+    let origin = Origin::answering(OK).await;
+    let proxy = Proxy::for_origin(&origin, "limits: {max_header_bytes: 8KiB, max_headers: 20}\n").await;
+    let (large, long) = ("y".repeat(9000), format!("/{}", "y".repeat(9000)));
+    for (fields, status) in [
+        ([&request("GET", "/")[..], &[("x", large.as_str())]].concat(), 431),
+        ([&request("GET", "/")[..], &[("x", "y"); 30]].concat(), 431),
+        (request("GET", &long).to_vec(), 414),
+    ] {
+        let mut app = Peer::app(proxy.address("proxy")).await;
+        app.send(headers(1, END_STREAM, &fields)).await;
+        assert_eq!(app.until(HEADERS).await.status(), status);
+        let problem = String::from_utf8(app.until(DATA).await.payload).unwrap();
+        assert!(problem.contains("urn:outrigger:error:"), "{problem}");
+    }
+    assert!(origin.seen().is_empty());
+    let metrics = proxy.metrics().await;
+    for counted in ["{limit=\"max_header_bytes\"} 2", "{limit=\"max_headers\"} 1"] {
+        assert!(metrics.contains(&format!("outrigger_limit_refused_total{counted}\n")), "{metrics}");
+    }
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn an_app_that_stops_sending_a_body_gets_408_and_its_other_streams_go_on() {
+    let origin = Origin::answering(OK).await;
+    let proxy = Proxy::for_origin(&origin, "    timeouts: {idle: 300ms}\n").await;
+    let mut app = Peer::app(proxy.address("proxy")).await;
+    app.send([headers(1, 0, &request("POST", "/")), data(1, 0, "some")].concat()).await;
+    let answer = app.until(HEADERS).await;
+    assert_eq!((answer.stream, answer.status()), (1, 408));
+    app.send(get(3)).await;
     loop {
         let frame = app.next().await.expect("the connection stays");
-        if frame.kind == HEADERS && frame.stream == 1 {
-            assert_eq!(frame.status(), 200);
+        if frame.kind == DATA && frame.stream == 3 {
+            assert_eq!(frame.payload, b"ok");
             break;
         }
+    }
+    nothing_in_flight(&proxy).await;
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn a_body_that_is_not_as_long_as_it_says_never_reaches_the_upstream_whole() {
+    let fields = [&request("POST", "/")[..], &[("content-length", "10")]].concat();
+    for (name, body) in [
+        ("too short", data(1, END_STREAM, "four")),
+        ("too long", data(1, END_STREAM, "more than ten bytes")),
+        ("ended by trailers", [data(1, 0, "four"), headers(1, END_STREAM, &[("x", "y")])].concat()),
+        ("reset", [data(1, 0, "four"), reset(1, CANCEL)].concat()),
+        ("reset without an error", [data(1, 0, "four"), reset(1, NO_ERROR)].concat()),
+    ] {
+        let origin = Origin::answering(OK).await;
+        let proxy = Proxy::for_origin(&origin, "").await;
+        let mut app = Peer::app(proxy.address("proxy")).await;
+        app.send([headers(1, 0, &fields), body].concat()).await;
+        nothing_in_flight(&proxy).await;
+        // Nothing can be sent behind it that the upstream would take for the rest.
+        app.send([get(3), ping()].concat()).await;
+        app.until(PING).await;
+        let posts: Vec<_> = origin.seen().into_iter().filter(|seen| seen.line().starts_with("POST")).collect();
+        assert!(posts.is_empty(), "{name}: {posts:?}");
+        proxy.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn an_app_that_takes_back_fewer_than_half_of_its_requests_keeps_its_connection() {
+    let origin = Origin::answering(OK).await;
+    let proxy = Proxy::for_origin(&origin, "").await;
+    let mut app = Peer::app(proxy.address("proxy")).await;
+    let mut stream = 1;
+    for _ in 0..700 {
+        // Two that are answered, and one that is not waited for.
+        app.send([get(stream), get(stream + 2), get(stream + 4), reset(stream + 4, CANCEL)].concat()).await;
+        let mut ended = 0;
+        while ended < 2 {
+            let frame = app.next().await.expect("the connection stays");
+            assert_ne!(frame.kind, GOAWAY, "after {stream}");
+            ended += usize::from(frame.kind == DATA && frame.stream != stream + 4);
+        }
+        stream += 6;
     }
     proxy.stop().await;
 }

@@ -190,7 +190,8 @@ async fn an_app_that_makes_the_proxy_reset_its_streams_is_ended() {
                 [headers(stream, 0, &fields), wrong(stream)].concat()
             })
             .await;
-        assert_eq!(codes.as_deref().and_then(<[u32]>::last), Some(&ENHANCE_YOUR_CALM), "{name}");
+        let code = codes.as_deref().and_then(<[u32]>::last).copied();
+        assert!(matches!(code, Some(ENHANCE_YOUR_CALM | PROTOCOL_ERROR)), "{name}: {codes:?}");
         assert!(origin.seen().len() < 1000, "{name}: {}", origin.seen().len());
         eventually("nothing is in flight", async || {
             proxy.metrics().await.contains("outrigger_requests_in_flight{upstream=\"up\"} 0\n")
