@@ -133,6 +133,10 @@ impl Traffic {
         self.read.pass(bytes, |kind| if matches!(kind, DATA | HEADERS) { useful += 1 } else { idle += 1 });
         self.useful = self.useful.saturating_add(useful);
         self.idle = self.idle.saturating_add(idle);
+        if self.useful > BURST {
+            // What was useful long ago explains nothing.
+            (self.idle, self.useful) = (self.idle / 2, self.useful / 2);
+        }
         if idle == 0 || self.idle <= BURST.saturating_add(self.useful.saturating_mul(FOR_EACH)) {
             return Ok(());
         }
@@ -212,6 +216,12 @@ mod tests {
         traffic.wrote(&[PREFACE, &frame(DATA, 0, 10).repeat(100)].concat());
         traffic.read(&frame(8, 0, 4).repeat(2000)).unwrap();
         assert_eq!(traffic.read(&ping), Err(Flood));
+        let mut traffic = Traffic::new(false, Instant::now());
+        for _ in 0..1000 {
+            traffic.read(&frame(DATA, 0, 10).repeat(1000)).unwrap();
+        }
+        let most = (BURST + BURST * FOR_EACH) as usize;
+        assert_eq!(traffic.read(&ping.repeat(most + 1)), Err(Flood), "the past explains no more than this");
         assert!(traffic.is_between_frames());
     }
 

@@ -45,7 +45,7 @@ async fn an_app_that_never_opens_its_window_is_ended_by_idle() {
 async fn an_app_that_reads_a_little_at_a_time_is_not_idle() {
     let origin =
         Origin::answering(format!("HTTP/1.1 200 OK\r\nContent-Length: 2000\r\n\r\n{}", "x".repeat(2000))).await;
-    let proxy = Proxy::for_origin(&origin, "    timeouts: {idle: 400ms}\n").await;
+    let proxy = Proxy::for_origin(&origin, "    timeouts: {idle: 1s}\n").await;
     let mut app = Peer::app_with(proxy.address("proxy"), &[(INITIAL_WINDOW_SIZE, 0)]).await;
     app.send(get(1)).await;
     app.until(HEADERS).await;
@@ -67,9 +67,9 @@ async fn answers_that_an_app_leaves_untaken_end_its_connection_once_nothing_else
         while let Some(seen) = conn.request().await {
             if seen.line().contains("/long") {
                 conn.send("HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n").await;
-                for _ in 0..10 {
+                for _ in 0..20 {
                     tokio::time::sleep(Duration::from_millis(100)).await;
-                    conn.send("x".repeat(100)).await;
+                    conn.send("x".repeat(50)).await;
                 }
             } else {
                 conn.send(OK).await;
@@ -77,7 +77,7 @@ async fn answers_that_an_app_leaves_untaken_end_its_connection_once_nothing_else
         }
     })
     .await;
-    let proxy = Proxy::for_origin(&origin, "    timeouts: {idle: 300ms}\n").await;
+    let proxy = Proxy::for_origin(&origin, "    timeouts: {idle: 1s}\n").await;
     // The first byte may go, and so the whole answer is out of the upstream's hands.
     let mut app = Peer::app_with(proxy.address("proxy"), &[(INITIAL_WINDOW_SIZE, 1)]).await;
     app.send(get(1)).await;
@@ -125,7 +125,7 @@ async fn an_app_that_stops_reading_its_socket_is_ended_by_idle() {
 #[tokio::test]
 async fn a_head_without_its_end_is_ended_by_header_timeout() {
     let origin = Origin::answering(OK).await;
-    let proxy = Proxy::for_origin(&origin, "limits: {header_timeout: 300ms}\n").await;
+    let proxy = Proxy::for_origin(&origin, "limits: {header_timeout: 500ms}\n").await;
     let starts = [
         frame(HEADERS, END_STREAM, 1, block(&request("GET", "/"))),
         headers(1, END_STREAM, &request("GET", "/"))[..20].to_vec(),
@@ -148,7 +148,7 @@ async fn a_head_without_its_end_is_ended_by_header_timeout() {
     assert!(origin.seen().is_empty());
     // An idle connection is not timed.
     let mut app = Peer::app(proxy.address("proxy")).await;
-    tokio::time::sleep(Duration::from_millis(600)).await;
+    tokio::time::sleep(Duration::from_millis(1000)).await;
     app.send(get(1)).await;
     assert_eq!(app.until(HEADERS).await.status(), 200);
     proxy.stop().await;
@@ -456,5 +456,33 @@ async fn an_app_that_takes_back_fewer_than_half_of_its_requests_keeps_its_connec
         }
         stream += 6;
     }
+    proxy.stop().await;
+}
+
+#[tokio::test]
+async fn apps_that_wait_for_ever_cost_no_processor_time() {
+    let origin =
+        Origin::answering(format!("HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n{}", "x".repeat(9000))).await;
+    let proxy = Proxy::for_origin(&origin, "    timeouts: {idle: off}\n").await;
+    let mut apps = Vec::new();
+    for window in [0, 1, 5000] {
+        for _ in 0..10 {
+            let mut app = Peer::app_with(proxy.address("proxy"), &[(INITIAL_WINDOW_SIZE, window)]).await;
+            app.send([get(1), get(3), headers(5, 0, &request("POST", "/"))].concat()).await;
+            app.until(HEADERS).await;
+            app.until(HEADERS).await;
+            apps.push(app);
+        }
+    }
+    // User and system time of this process, in hundredths of a second (proc(5)).
+    let spent = || -> u64 {
+        let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    };
+    let before = spent();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let spent = spent() - before;
+    assert!(spent < 20, "{spent} hundredths of a second");
     proxy.stop().await;
 }
