@@ -5,11 +5,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 
 use crate::error::{Error, Result};
+use crate::message::Exchange;
 use crate::policy::carry::Carry;
 use crate::proxy::io::Link;
 use crate::proxy::record::Record;
@@ -76,6 +78,12 @@ impl ResponseBody {
             self.reset = Some(Arc::clone(link));
         }
         self
+    }
+
+    /// Whose bytes it is, and how long the app may leave them untaken.
+    pub(crate) fn pace(&self) -> (Option<Arc<Exchange>>, Option<Duration>) {
+        let Some(record) = &self.record else { return (None, None) };
+        (Some(Arc::clone(&record.exchange)), record.idle())
     }
 
     #[cfg(test)]

@@ -1,7 +1,7 @@
 //! What may not pass from one side to the other, and what is read on the way (RFC 9110 section 7.6.1). Pure.
 //! Order and repetition of everything else stay as they are; its case travels in the message's extensions.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Version, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version, header};
 
 use crate::error::{Error, Result};
 use crate::telemetry::spans::{Parent, TRACEPARENT, traceparent};
@@ -62,6 +62,18 @@ pub(crate) fn check_http2(headers: &HeaderMap) -> Result<()> {
         return Err(Error::BadRequest("there is white space around a header's value"));
     }
     Ok(())
+}
+
+/// How large a head is as HTTP/2 counts (RFC 9113 section 6.5.2), in bytes.
+pub(crate) fn list_size(method: &Method, uri: &Uri, headers: &HeaderMap) -> u64 {
+    const EACH: usize = 32;
+    let pseudo = method.as_str().len()
+        + uri.scheme_str().map_or(0, str::len)
+        + uri.authority().map_or(0, |authority| authority.as_str().len())
+        + uri.path_and_query().map_or(0, |path| path.as_str().len())
+        + [":method", ":scheme", ":authority", ":path"].map(|name| name.len() + EACH).iter().sum::<usize>();
+    let fields: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + EACH).sum();
+    (pseudo + fields) as u64
 }
 
 /// Joins the pieces that HTTP/2 lets `Cookie` be sent in. HTTP/1 has one (RFC 9113 section 8.2.3, RFC 6265 section 5.4); servers
@@ -239,6 +251,17 @@ pub(crate) fn client_retry(headers: &HeaderMap) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_size_of_a_head_is_counted_as_http2_counts_it() {
+        let mut headers = HeaderMap::new();
+        let uri: Uri = "http://up.test/x".parse().unwrap();
+        // :method GET, :scheme http, :authority up.test, :path /x
+        let pseudo = (7 + 3) + (7 + 4) + (10 + 7) + (5 + 2) + 4 * 32;
+        assert_eq!(list_size(&Method::GET, &uri, &headers), pseudo);
+        headers.insert("x-one", HeaderValue::from_static("abc"));
+        assert_eq!(list_size(&Method::GET, &uri, &headers), pseudo + 5 + 3 + 32);
+    }
 
     fn map(fields: &[(&'static str, &'static str)]) -> HeaderMap {
         let mut headers = HeaderMap::new();

@@ -12,9 +12,9 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -23,19 +23,18 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Config, Limits};
 use crate::descriptors::Room;
 use crate::error::{Error, Overload};
+use crate::frames::PREFACE;
 use crate::proxy::body::ResponseBody;
 use crate::proxy::head::Bounds;
 use crate::proxy::io::{AppIo, Link, Replayed};
 use crate::proxy::respond::{self, Asked, Progress};
 use crate::proxy::socket::Socket;
-use crate::proxy::{Connection, Entry, Proxy, Retired, inside};
+use crate::proxy::{Connection, Entry, Proxy, Retired, http2, inside};
 use crate::shutdown;
 use crate::tcp::Tcp;
 use crate::telemetry::metrics::Limit;
 use crate::telemetry::report::{Gauge, Rejected};
 
-/// What an HTTP/2 connection begins with (RFC 9113 section 3.4).
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The first read: enough for most heads.
 const FIRST_READ: usize = 1024;
 /// hyper's smallest read buffer.
@@ -250,9 +249,10 @@ pub(crate) async fn speak(
     if first.starts_with(PREFACE) {
         let begun = drain.begun.child_token();
         let retired = Retired::new(Some(begun.clone()));
+        let metrics = Arc::clone(&proxy.metrics);
         let connection = Arc::new(Connection { proxy, entry, local, link: None, place, retired });
         let handler = move |request| answering(&connection, request);
-        http2(Replayed::new(stream, first.freeze()), &limits, begun, handler).await;
+        http2::serve(Replayed::new(stream, first.freeze()), &limits, metrics, begun, handler).await;
     } else {
         let link = Arc::new(Link::default());
         let connection = Arc::new(Connection {
@@ -311,38 +311,8 @@ where
     }
 }
 
-/// Serves HTTP/2 with prior knowledge until the connection is closed, or drained.
-async fn http2<H>(io: Replayed, limits: &Limits, begun: CancellationToken, handler: H)
-where
-    H: Fn(Request<Incoming>) -> Answering + Send + 'static,
-{
-    let mut builder = http2::Builder::new(TokioExecutor::new());
-    builder
-        .timer(TokioTimer::new())
-        .auto_date_header(false)
-        .max_concurrent_streams(256)
-        .initial_stream_window_size(256 * 1024)
-        // Uploads that an upstream doesn't take must not stop the others: room for a whole window of many streams.
-        .initial_connection_window_size(16 * 1024 * 1024)
-        .max_send_buf_size(64 * 1024)
-        .max_pending_accept_reset_streams(20)
-        .max_local_error_reset_streams(128)
-        .max_header_list_size(u32::try_from(limits.max_header_bytes).unwrap_or(u32::MAX));
-    let mut served = pin!(builder.serve_connection(TokioIo::new(io), service_fn(handler)));
-    let ended = tokio::select! {
-        biased;
-        ended = served.as_mut() => ended,
-        () = begun.cancelled() => {
-            served.as_mut().graceful_shutdown();
-            served.await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "a connection of an app's ended early");
-    }
-}
-
-type Answering = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Infallible>> + Send>>;
+/// An answer on its way.
+pub(crate) type Answering = Pin<Box<dyn Future<Output = Result<Response<ResponseBody>, Infallible>> + Send>>;
 
 /// Boxed, so that an idle connection holds no room for a request.
 fn answering(connection: &Arc<Connection>, request: Request<Incoming>) -> Answering {
@@ -357,8 +327,11 @@ mod tests {
 
     use http::header;
     use http_body_util::BodyExt;
+    use hyper_util::rt::TokioExecutor;
     use tokio::net::TcpStream;
     use tokio::sync::oneshot;
+
+    use crate::telemetry::metrics::Metrics;
 
     fn limits() -> Limits {
         Limits {
@@ -391,7 +364,8 @@ mod tests {
                     let answer = handler(request, Arc::default());
                     Box::pin(async move { Ok(answer.await) })
                 };
-                http2(Replayed::new(stream, first.freeze()), &limits, CancellationToken::new(), handler).await;
+                let io = Replayed::new(stream, first.freeze());
+                http2::serve(io, &limits, Metrics::new(), CancellationToken::new(), handler).await;
                 return;
             }
             let link = Arc::new(Link::default());

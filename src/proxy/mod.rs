@@ -3,6 +3,7 @@
 pub mod body;
 pub(crate) mod head;
 pub(crate) mod headers;
+mod http2;
 pub(crate) mod inside;
 pub(crate) mod io;
 pub mod listener;
@@ -30,7 +31,7 @@ use hyper::upgrade::OnUpgrade;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Connect;
+use crate::config::{Connect, Limits};
 use crate::error::{Denial, Error, HeadBound, Result};
 use crate::message::{AppBody, Outbound};
 use crate::origin::{Origin, Scheme};
@@ -277,10 +278,12 @@ fn prepare(
     let everything =
         *request.method() == Method::OPTIONS && connection.link.as_ref().is_some_and(|link| link.of_everything());
     // Those of HTTP/1 were counted before hyper saw them.
-    if request.version() == Version::HTTP_2 && request.headers().len() > table.config.limits.max_headers.get() as usize
-    {
-        connection.proxy.metrics.limit_refused(Limit::Headers);
-        return Err(Error::HeadersTooLarge(HeadBound::Fields));
+    if request.version() == Version::HTTP_2 {
+        within_limits(&table.config.limits, &request).inspect_err(|refusal| {
+            if let Some(limit) = over(refusal) {
+                connection.proxy.metrics.limit_refused(limit);
+            }
+        })?;
     }
     if request.extensions().get::<hyper::ext::Protocol>().is_some() {
         return Err(Error::BadRequest("extended CONNECT is not supported"));
@@ -376,6 +379,21 @@ fn route(connection: &Connection, table: &Table, target: &Target) -> Result<Way>
     let upstream = way::admit(&table.config, connection.local, target, found)?.unwrap_or(&table.unmatched);
     let origin = upstream.origin(target.scheme, target.host.clone(), target.port);
     Ok(Way { upstream: Arc::clone(upstream), origin, keep_host: true })
+}
+
+/// Whether an HTTP/2 head is within its bounds.
+fn within_limits(limits: &Limits, request: &Request<Incoming>) -> Result<()> {
+    let (uri, headers) = (request.uri(), request.headers());
+    if uri.path_and_query().is_some_and(|path| path.as_str().len() as u64 > limits.max_header_bytes) {
+        return Err(Error::UriTooLong);
+    }
+    if headers::list_size(request.method(), uri, headers) > limits.max_header_bytes {
+        return Err(Error::HeadersTooLarge(HeadBound::Bytes));
+    }
+    if headers.len() > limits.max_headers.get() as usize {
+        return Err(Error::HeadersTooLarge(HeadBound::Fields));
+    }
+    Ok(())
 }
 
 /// Which of `limits` a head was refused for; `None`: it is refused for what it says.

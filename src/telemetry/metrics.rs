@@ -41,11 +41,13 @@ pub enum Limit {
     Names,
     /// The 1,000 certificates of an intercepting CA: the one used longest ago was forgotten.
     Leaves,
+    /// Frames of an app's HTTP/2 connection that carry nothing, or requests that it takes back at once: a bound of our own.
+    Flood,
 }
 
 impl Limit {
     /// All of them.
-    pub const ALL: [Limit; 10] = [
+    pub const ALL: [Limit; 11] = [
         Limit::Connections,
         Limit::HeaderBytes,
         Limit::Headers,
@@ -56,6 +58,7 @@ impl Limit {
         Limit::Lookups,
         Limit::Names,
         Limit::Leaves,
+        Limit::Flood,
     ];
 
     /// The label.
@@ -71,6 +74,7 @@ impl Limit {
             Limit::Lookups => "dns_lookups",
             Limit::Names => "dns_names",
             Limit::Leaves => "leaf_certificates",
+            Limit::Flood => "http2_flood",
         }
     }
 }

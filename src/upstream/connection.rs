@@ -14,8 +14,10 @@ use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_rustls::client::TlsStream;
 
+use crate::frames::Traffic;
 use crate::tcp::Tcp;
 use crate::upstream::upload::SendBody;
 
@@ -149,6 +151,8 @@ impl Wire {
 pub(super) struct Metered {
     stream: Stream,
     wire: Arc<Wire>,
+    /// Present on HTTP/2.
+    traffic: Option<Box<Traffic>>,
 }
 
 impl AsyncRead for Metered {
@@ -159,7 +163,11 @@ impl AsyncRead for Metered {
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
         if polled.is_ready() {
-            self.wire.read.fetch_add((buf.filled().len() - before) as u64, Ordering::Release);
+            let new = &buf.filled()[before..];
+            self.wire.read.fetch_add(new.len() as u64, Ordering::Release);
+            if self.traffic.as_mut().is_some_and(|traffic| traffic.read(new).is_err()) {
+                return Poll::Ready(Err(io::Error::other("a flood of HTTP/2 frames without content")));
+            }
         }
         polled
     }
@@ -177,6 +185,9 @@ impl Metered {
 impl AsyncWrite for Metered {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
+        if let (Some(traffic), Poll::Ready(Ok(n))) = (&mut self.traffic, &polled) {
+            traffic.wrote(&buf[..*n]);
+        }
         self.count(polled)
     }
 
@@ -186,6 +197,9 @@ impl AsyncWrite for Metered {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        if let (Some(traffic), Poll::Ready(Ok(n))) = (&mut self.traffic, &polled) {
+            traffic.wrote_vectored(bufs, *n);
+        }
         self.count(polled)
     }
 
@@ -226,7 +240,7 @@ impl Http1 {
         if limits.fields != 100 {
             builder.max_headers(limits.fields);
         }
-        let io = TokioIo::new(Metered { stream, wire: wire.clone() });
+        let io = TokioIo::new(Metered { stream, wire: wire.clone(), traffic: None });
         let (sender, connection) = builder.handshake(io).await?;
         let driver = tokio::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
@@ -279,7 +293,8 @@ impl Http2 {
             .keep_alive_interval(PING_AFTER)
             .keep_alive_timeout(PING_TIMEOUT)
             .keep_alive_while_idle(false);
-        let io = TokioIo::new(Metered { stream, wire: wire.clone() });
+        let traffic = Some(Box::new(Traffic::new(false, Instant::now())));
+        let io = TokioIo::new(Metered { stream, wire: wire.clone(), traffic });
         let (sender, connection) = builder.handshake(io).await?;
         let state = Arc::new(Http2State {
             room: AtomicUsize::new(1),
