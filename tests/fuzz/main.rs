@@ -1,0 +1,111 @@
+//! The fuzz targets with a toolchain that has no fuzzer: first the committed corpus as it is, then mutations of it for a while.
+//! A failure prints what repeats it. How to run them with libFuzzer is in `README.md`.
+//!
+//! | variable | means |
+//! | --- | --- |
+//! | `FUZZ_SECONDS` | how long each target is tried; 5 where it is not set |
+//! | `FUZZ_SEED` | which mutations; chosen by the clock where it is not set, and printed |
+//! | `FUZZ_INPUT` | a file to be tried alone |
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+mod mutate;
+mod targets;
+
+use std::cell::Cell;
+use std::env;
+use std::fs;
+use std::panic::{self, AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Once;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use mutate::Mutator;
+
+thread_local! {
+    /// Panics on this thread, also those that the proxy survives.
+    static PANICS: Cell<usize> = const { Cell::new(0) };
+}
+
+static HOOK: Once = Once::new();
+
+/// Tries a target.
+fn drive(name: &str, target: fn(&[u8])) {
+    HOOK.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            PANICS.set(PANICS.get() + 1);
+            before(info);
+        }));
+    });
+    if let Some(file) = env::var_os("FUZZ_INPUT") {
+        return attempt(name, target, &fs::read(file).unwrap(), "");
+    }
+    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz");
+    let corpus = read_all(&here.join("corpus").join(name));
+    assert!(!corpus.is_empty(), "{name} has no corpus");
+    for (path, input) in &corpus {
+        attempt(name, target, input, &format!("which is {}", path.display()));
+    }
+    let number = |name| env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
+    let clock = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64 % 1_000_000;
+    let seed = number("FUZZ_SEED").unwrap_or_else(clock);
+    let until = Instant::now() + Duration::from_secs(number("FUZZ_SECONDS").unwrap_or(5));
+    let words = fs::read_to_string(here.join("dict").join(name)).unwrap_or_default();
+    let mut mutator = Mutator::new(seed, corpus.into_iter().map(|(_, input)| input).collect(), &words);
+    let mut tried = 0_u64;
+    while Instant::now() < until {
+        let input = mutator.next();
+        attempt(name, target, &input, &format!("number {tried} of FUZZ_SEED={seed}"));
+        tried += 1;
+    }
+    println!("{name}: {tried} mutations, FUZZ_SEED={seed}");
+}
+
+/// Every file of a directory, in the order of their names.
+fn read_all(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut paths: Vec<_> = fs::read_dir(directory).into_iter().flatten().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    paths.into_iter().map(|path| (path.clone(), fs::read(path).unwrap())).collect()
+}
+
+fn attempt(name: &str, target: fn(&[u8]), input: &[u8], which: &str) {
+    let before = PANICS.get();
+    let result = catch_unwind(AssertUnwindSafe(|| target(input)));
+    if result.is_ok() && PANICS.get() == before {
+        return;
+    }
+    let file = env::temp_dir().join(format!("outrigger-fuzz-{name}-{}", std::process::id()));
+    fs::write(&file, input).unwrap();
+    panic!(
+        "{name} breaks on {:?} {which}\nagain: FUZZ_INPUT={} cargo test --test fuzz {name}",
+        String::from_utf8_lossy(input),
+        file.display()
+    );
+}
+
+/// A target, and what it shows.
+macro_rules! targets {
+    ($($promise:ident: $target:ident;)*) => {
+        $(
+            #[test]
+            fn $promise() {
+                drive(stringify!($target), targets::$target);
+            }
+        )*
+    };
+}
+
+targets! {
+    requests_reach_the_upstream_as_a_strict_reader_reads_them_or_not_at_all: requests;
+    any_http2_frames_of_an_app_end_in_clean_requests_or_none: streams;
+    any_answer_is_passed_on_whole_or_visibly_broken: answers;
+    any_http2_answer_is_passed_on_whole_or_visibly_broken: answers2;
+    any_bytes_inside_an_intercepted_tunnel_end_it_or_are_served: tunnels;
+    heads_end_where_a_strict_reader_says_however_the_bytes_are_cut: heads;
+    a_request_is_led_to_the_host_that_a_naive_reader_finds: urls;
+    a_configuration_that_loads_can_run_and_the_schema_accepts_it: config;
+    inject_keeps_what_was_there_and_does_nothing_twice: manifests;
+    retry_after_is_seconds_or_a_date_or_absent: waits;
+    durations_and_sizes_are_written_as_they_are_read: units;
+    a_hosts_file_gives_only_what_stands_in_it: hosts_file;
+}
