@@ -48,7 +48,30 @@ async fn speak(mut stream: TcpStream, said: Rc<[u8]>) {
             Ok(_) | Err(_) => return,
         }
     }
-    if stream.write_all(&said).await.is_ok() && stream.shutdown().await.is_ok() {
+    end(stream, &said).await;
+}
+
+/// As [`speak`], over HTTP/2: begins with SETTINGS unless told not to, and goes on when a request is there.
+async fn speak2(mut stream: TcpStream, properly: bool, said: Rc<[u8]>) {
+    let mut held = Vec::new();
+    if properly && stream.write_all(&frames::frame(4, 0, 0, &[])).await.is_err() {
+        return;
+    }
+    let asked = |held: &[u8]| {
+        let frames = held.get(frames::PREFACE.len()..)?;
+        frames::decode(frames).ok().filter(|counts| counts[1] > 0)
+    };
+    while properly && asked(&held).is_none() {
+        match stream.read_buf(&mut held).await {
+            Ok(n) if n > 0 => {}
+            Ok(_) | Err(_) => return,
+        }
+    }
+    end(stream, &said).await;
+}
+
+async fn end(mut stream: TcpStream, said: &[u8]) {
+    if stream.write_all(said).await.is_ok() && stream.shutdown().await.is_ok() {
         let mut rest = [0; 1024];
         while stream.read(&mut rest).await.is_ok_and(|n| n > 0) {}
     }
@@ -81,7 +104,8 @@ pub fn answers(data: &[u8]) {
 /// As [`answers`], over HTTP/2.
 pub fn answers2(data: &[u8]) {
     let Some((choice, script_of_frames)) = data.split_first() else { return };
-    let question = QUESTIONS[usize::from(*choice) % QUESTIONS.len()];
+    let question = QUESTIONS[usize::from(*choice & 0x7f) % QUESTIONS.len()];
+    let properly = choice & 0x80 == 0;
     let said: Rc<[u8]> = frames::encode(script_of_frames).into();
     RIG2.with_borrow_mut(|rig| {
         rig.run(
@@ -91,7 +115,7 @@ pub fn answers2(data: &[u8]) {
             },
             || {
                 let said = said.clone();
-                script(move |stream| speak(stream, said.clone()))
+                script(move |stream| speak2(stream, properly, said.clone()))
             },
         );
     });

@@ -25,7 +25,7 @@ pub const QUIET: Duration = Duration::from_secs(4);
 /// Whatever has not ended by then never will.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// The settings that all targets share. `{origin}` is where the upstream is.
+/// The settings that all targets share. `{origin}` is where the upstream is, and `{dir}` a directory that is written to.
 pub const SETTINGS: &str = r#"
 version: 1
 listeners: {proxy: "127.0.0.1:0", admin: off, probes: off}
@@ -43,6 +43,7 @@ pub struct Rig {
     tasks: tokio::task::LocalSet,
     app: App,
     origin: Rc<TcpListener>,
+    _dir: tempfile::TempDir,
     /// Longer waits in real time, for a machine that has much else to do.
     patient: bool,
 }
@@ -55,16 +56,18 @@ impl Rig {
             .start_paused(true)
             .build()
             .expect("a runtime can be made");
+        let dir = tempfile::tempdir().expect("there is a place for temporary files");
         let (app, origin) = runtime.block_on(async {
             let origin = TcpListener::bind("127.0.0.1:0").await.expect("loopback is there");
             let address = origin.local_addr().expect("it is bound").to_string();
             let text = format!("{SETTINGS}{upstreams}").replace("{origin}", &address);
+            let text = text.replace("{dir}", &dir.path().to_string_lossy());
             let loaded = load_text(&text, Path::new("rig.yaml"), Options::default(), &|_| None);
             let config = loaded.config.unwrap_or_else(|| panic!("{:?}", loaded.problems));
             let app = App::start(config, Source::Text(text.into())).expect("it starts");
             (app, origin)
         });
-        Rig { runtime, tasks: tokio::task::LocalSet::new(), app, origin: Rc::new(origin), patient: false }
+        Rig { runtime, tasks: tokio::task::LocalSet::new(), app, origin: Rc::new(origin), _dir: dir, patient: false }
     }
 
     /// Where a listener of the proxy is.
@@ -109,13 +112,16 @@ impl Rig {
             // The proxy notices, and its connections end.
             let begun = Instant::now();
             let left = || metrics.sample("outrigger_downstream_connections").unwrap_or(0.0);
+            let mut wait = Duration::from_millis(1);
+            settle(patient, wait).await;
             while result.is_ok() && left() > 0.0 {
                 if begun.elapsed() > PATIENCE {
                     return Err(format!("{} connections of apps are left over", left()));
                 }
-                settle(patient).await;
+                // A look costs more than a wait.
+                wait *= 8;
+                settle(patient, wait).await;
             }
-            settle(patient).await;
             result
         }))
     }
@@ -241,9 +247,9 @@ fn pause(patient: bool) {
     }
 }
 
-async fn settle(patient: bool) {
+async fn settle(patient: bool, wait: Duration) {
     pause(patient);
-    tokio::time::sleep(Duration::from_millis(1)).await;
+    tokio::time::sleep(wait).await;
 }
 
 /// Something that all connections of an upstream write down.

@@ -6,7 +6,7 @@ use super::requests::{clean, upstream};
 use super::rig::{Notes, Rig, script};
 
 const UPSTREAMS: &str = r#"
-intercept: {generate: true}
+intercept: {generate: true, dir: "{dir}"}
 upstreams:
   up:
     hosts: [up.test, other.test]
