@@ -3,7 +3,7 @@
 //!
 //! | variable | means |
 //! | --- | --- |
-//! | `FUZZ_SECONDS` | how long each target is tried; 5 where it is not set |
+//! | `FUZZ_SECONDS` | how long each target is tried; 2 where it is not set |
 //! | `FUZZ_SEED` | which mutations; chosen by the clock where it is not set, and printed |
 //! | `FUZZ_INPUT` | a file to be tried alone |
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
@@ -49,7 +49,7 @@ fn drive(name: &str, target: fn(&[u8])) {
     let number = |name| env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let clock = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64 % 1_000_000;
     let seed = number("FUZZ_SEED").unwrap_or_else(clock);
-    let until = Instant::now() + Duration::from_secs(number("FUZZ_SECONDS").unwrap_or(5));
+    let until = Instant::now() + Duration::from_secs(number("FUZZ_SECONDS").unwrap_or(2));
     let words = fs::read_to_string(here.join("dict").join(name)).unwrap_or_default();
     let mut mutator = Mutator::new(seed, corpus.into_iter().map(|(_, input)| input).collect(), &words);
     let mut tried = 0_u64;
@@ -86,6 +86,8 @@ fn attempt(name: &str, target: fn(&[u8]), input: &[u8], which: &str) {
 /// A target, and what it shows.
 macro_rules! targets {
     ($($promise:ident: $target:ident;)*) => {
+        const TARGETS: &[&str] = &[$(stringify!($target)),*];
+
         $(
             #[test]
             fn $promise() {
@@ -108,4 +110,18 @@ targets! {
     retry_after_is_seconds_or_a_date_or_absent: waits;
     durations_and_sizes_are_written_as_they_are_read: units;
     a_hosts_file_gives_only_what_stands_in_it: hosts_file;
+}
+
+#[test]
+fn every_target_has_a_driver_for_libfuzzer_a_corpus_and_a_line_in_the_readme() {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz");
+    let read = |name: &str| fs::read_to_string(here.join(name)).unwrap();
+    let (manifest, readme) = (read("Cargo.toml"), read("README.md"));
+    for target in TARGETS {
+        assert!(read(&format!("fuzz_targets/{target}.rs")).contains(&format!("targets::{target}(data)")), "{target}");
+        assert!(manifest.contains(&format!("name = \"{target}\"\npath = \"fuzz_targets/{target}.rs\"")), "{target}");
+        assert!(readme.contains(&format!("| `{target}` |")), "{target}");
+        assert!(!read_all(&here.join("corpus").join(target)).is_empty(), "{target}");
+    }
+    assert_eq!(fs::read_dir(here.join("fuzz_targets")).unwrap().count(), TARGETS.len());
 }

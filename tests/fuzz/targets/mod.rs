@@ -1,6 +1,11 @@
 //! What reads foreign bytes, each as a function that takes any bytes and panics where a promise is broken. libFuzzer calls them
 //! (`fuzz_targets`), and so does `cargo test --test fuzz` (`main.rs`).
-#![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "a broken promise panics, and the driver includes this")]
+#![allow(
+    clippy::unwrap_used,
+    missing_docs,
+    unreachable_pub,
+    reason = "a broken promise panics, and the driver includes this"
+)]
 
 mod answers;
 mod config;
