@@ -4,6 +4,7 @@
 use http::{HeaderMap, HeaderName, HeaderValue, Version, header};
 
 use crate::error::{Error, Result};
+use crate::message;
 use crate::telemetry::spans::{Parent, TRACEPARENT, traceparent};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -45,6 +46,9 @@ pub(crate) fn expects_continue(headers: &HeaderMap, version: Version) -> Result<
 pub(crate) fn check_http2(headers: &HeaderMap) -> Result<()> {
     if headers.get_all(header::CONTENT_LENGTH).iter().nth(1).is_some() {
         return Err(Error::BadRequest("there is more than one Content-Length"));
+    }
+    if message::has_odd_name(headers) {
+        return Err(Error::BadRequest("a header's name has a byte that no name has"));
     }
     let white = |b: Option<&u8>| matches!(b, Some(b' ' | b'\t'));
     if headers.values().any(|value| white(value.as_bytes().first()) || white(value.as_bytes().last())) {

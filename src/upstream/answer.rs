@@ -11,6 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use crate::error::{Error, Result, Sent};
+use crate::message;
 use crate::upstream::balance::Load;
 use crate::upstream::connection::{chain, h2_error};
 use crate::upstream::pool::Lease;
@@ -27,6 +28,9 @@ pub(super) fn check(head: &mut http::response::Parts, asked_to_upgrade: bool, ma
     // hyper bounds HTTP/1.1 heads by itself.
     if head.version == Version::HTTP_2 && head.headers.len() > max_fields {
         return Err(format!("its head has more than {max_fields} fields (limits.max_headers)"));
+    }
+    if head.version == Version::HTTP_2 && message::has_odd_name(&head.headers) {
+        return Err("a field's name has a byte that no name has".to_owned());
     }
     check_framing(&mut head.headers)?;
     head.version = Version::HTTP_11;

@@ -152,9 +152,6 @@ fn whole(asked: &Message, heard: &[u8], end: End) -> Result<Option<Message>, Str
                 if at < heard.len() {
                     return Err(format!("something is behind the answer: {:?}", String::from_utf8_lossy(&heard[at..])));
                 }
-                if answer.third.is_empty() && answer.first != "HTTP/1.1" {
-                    return Err(format!("a start line that is none: {answer:?}"));
-                }
                 return Ok(Some(answer));
             }
             Read::Short => return Ok(None),

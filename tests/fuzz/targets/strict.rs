@@ -142,6 +142,9 @@ fn head(bytes: &[u8]) -> Read<Message> {
         Read::Bad(why) => return Read::Bad(why),
     };
     let text = String::from_utf8_lossy(text);
+    if text.matches(' ').count() < 2 {
+        return Read::Bad("the start line");
+    }
     let mut words = text.splitn(3, ' ');
     for word in [&mut message.first, &mut message.second, &mut message.third] {
         *word = words.next().unwrap_or_default().to_owned();
