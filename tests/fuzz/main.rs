@@ -7,6 +7,7 @@
 //! | `FUZZ_SEED` | which mutations; chosen by the clock where it is not set, and printed |
 //! | `FUZZ_INPUT` | a file to be tried alone |
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+#![allow(clippy::print_stdout, reason = "what was tried is shown to who asks for it")]
 
 mod mutate;
 mod targets;
@@ -41,8 +42,11 @@ fn drive(name: &str, target: fn(&[u8])) {
         return attempt(name, target, &fs::read(file).unwrap(), "");
     }
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz");
-    let corpus = read_all(&here.join("corpus").join(name));
+    let mut corpus = read_all(&here.join("corpus").join(name));
     assert!(!corpus.is_empty(), "{name} has no corpus");
+    if name == "config" {
+        corpus.extend(["broken", "valid"].iter().flat_map(|kind| read_all(&here.join("../config").join(kind))));
+    }
     for (path, input) in &corpus {
         attempt(name, target, input, &format!("which is {}", path.display()));
     }

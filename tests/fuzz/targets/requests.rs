@@ -158,7 +158,8 @@ pub fn clean(request: &Message) -> Result<(), String> {
     if request.first == "CONNECT" {
         return bad("a CONNECT");
     }
-    if !request.second.starts_with('/') && !(request.second == "*" && request.first == "OPTIONS") {
+    let asterisk = request.second == "*" && request.first == "OPTIONS";
+    if !request.second.starts_with('/') && !asterisk {
         return bad("a target that is no path");
     }
     if request.all("host").count() != 1 {
