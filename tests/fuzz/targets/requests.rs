@@ -11,6 +11,7 @@ use super::rig::{End, Notes, Rig, script};
 use super::strict::{self, Field, Message, Read};
 
 const UPSTREAMS: &str = r#"
+trace: {send: true}
 upstreams:
   up:
     hosts: [up.test, "*.up.test", "127.0.0.1"]
@@ -38,8 +39,17 @@ const HOP_BY_HOP: [&str; 9] = [
 ];
 
 /// What `Connection` may name in vain.
-const KEPT: [&str; 8] =
-    ["authorization", "cookie", "content-type", "idempotency-key", "range", "expect", "if-match", "trailer"];
+const KEPT: [&str; 9] = [
+    "authorization",
+    "cookie",
+    "content-type",
+    "idempotency-key",
+    "range",
+    "expect",
+    "if-match",
+    "trailer",
+    "traceparent",
+];
 
 thread_local! {
     static RIG: RefCell<Rig> = RefCell::new(Rig::new(UPSTREAMS));
@@ -231,7 +241,15 @@ fn same(asked: &Message, heard: &Message) -> Result<(), String> {
         kept.sort_by(|(one, _), (other, _)| one.cmp(other));
         kept.into_iter().map(|(_, field)| field).collect()
     };
-    let (before, after) = (kept(&asked.fields), kept(&heard.fields));
+    let (before, mut after) = (kept(&asked.fields), kept(&heard.fields));
+    if asked.all("traceparent").next().is_none() {
+        // One is made here, and is one by the letter (W3C Trace Context section 3.2).
+        let traced = after.iter().position(|(name, _)| name.eq_ignore_ascii_case("traceparent"));
+        let traced = traced.map(|at| after.remove(at).1).unwrap_or_default();
+        let shape = traced.iter().map(|b| if matches!(b, b'0'..=b'9' | b'a'..=b'f') { b'0' } else { *b });
+        let right = b"00-00000000000000000000000000000000-0000000000000000-00";
+        equal("trace", shape.eq(right.iter().copied()) && traced.starts_with(b"00-"))?;
+    }
     equal(&format!("set of fields, {before:?} {after:?}"), before == after)?;
     equal("set of trailers", heard.trailers.iter().all(|trailer| asked.trailers.iter().any(|of| of.1 == trailer.1)))?;
     for (name, _) in &heard.trailers {
