@@ -264,8 +264,14 @@ fn same(asked: &Message, heard: &Message) -> Result<(), String> {
 pub fn answered(asked: &[Message], heard: &[u8], end: End) -> Result<usize, String> {
     let (mut at, mut found) = (0, 0);
     while at < heard.len() {
-        let method = asked.get(found).map_or("GET", |request| &request.first);
-        match strict::answer(&heard[at..], method, end == End::Closed) {
+        let method = asked.get(found).map(|request| &*request.first);
+        let read = |method| strict::answer(&heard[at..], method, end == End::Closed);
+        let read = match (method, read(method.unwrap_or("GET"))) {
+            // It may be half a HEAD that is answered.
+            (None, Read::Short) => read("HEAD"),
+            (_, read) => read,
+        };
+        match read {
             Read::Whole(answer, length) => {
                 at += length;
                 if answer.status() == 100 {
