@@ -107,6 +107,7 @@ targets! {
     any_answer_is_passed_on_whole_or_visibly_broken: answers;
     any_http2_answer_is_passed_on_whole_or_visibly_broken: answers2;
     any_bytes_inside_an_intercepted_tunnel_end_it_or_are_served: tunnels;
+    the_control_port_serves_no_foreign_host_and_obeys_no_foreign_page: control;
     heads_end_where_a_strict_reader_says_however_the_bytes_are_cut: heads;
     a_request_is_led_to_the_host_that_a_naive_reader_finds: urls;
     a_configuration_that_loads_can_run_and_the_schema_accepts_it: config;

@@ -9,6 +9,7 @@
 
 mod answers;
 mod config;
+mod control;
 mod fields;
 mod frames;
 mod heads;
@@ -23,6 +24,7 @@ mod values;
 
 pub use answers::{answers, answers2};
 pub use config::config;
+pub use control::control;
 pub use heads::heads;
 pub use manifests::manifests;
 pub use requests::requests;

@@ -51,6 +51,15 @@ pub struct Rig {
 impl Rig {
     /// From the configuration behind [`SETTINGS`].
     pub fn new(upstreams: &str) -> Rig {
+        Rig::from(&format!("{SETTINGS}{upstreams}"))
+    }
+
+    /// As [`Rig::new`], with a control port.
+    pub fn with_admin(upstreams: &str) -> Rig {
+        Rig::from(&format!("{SETTINGS}{upstreams}").replace("admin: off", "admin: \"127.0.0.1:0\""))
+    }
+
+    fn from(text: &str) -> Rig {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .start_paused(true)
@@ -60,7 +69,7 @@ impl Rig {
         let (app, origin) = runtime.block_on(async {
             let origin = TcpListener::bind("127.0.0.1:0").await.expect("loopback is there");
             let address = origin.local_addr().expect("it is bound").to_string();
-            let text = format!("{SETTINGS}{upstreams}").replace("{origin}", &address);
+            let text = text.replace("{origin}", &address);
             let text = text.replace("{dir}", &dir.path().to_string_lossy());
             let loaded = load_text(&text, Path::new("rig.yaml"), Options::default(), &|_| None);
             let config = loaded.config.unwrap_or_else(|| panic!("{:?}", loaded.problems));
@@ -135,6 +144,11 @@ pub struct Caller {
 }
 
 impl Caller {
+    /// The same, towards another port.
+    pub fn to(self, port: SocketAddr) -> Caller {
+        Caller { proxy: port, ..self }
+    }
+
     /// Sends bytes on a connection of their own, and takes what comes until nothing comes any more.
     pub async fn say(self, bytes: &[u8]) -> Dialogue {
         let stream = TcpStream::connect(self.proxy).await.expect("the proxy listens");
@@ -177,7 +191,9 @@ impl Dialogue {
         });
         let mut sent = false;
         let mut asked = 0;
-        loop {
+        let begun = Instant::now();
+        // Some answers never end.
+        while begun.elapsed() < 4 * QUIET {
             let mut piece = [0; 4096];
             tokio::select! {
                 () = &mut sending, if !sent => sent = true,
@@ -210,16 +226,16 @@ impl Dialogue {
         let _ = stream.shutdown().await;
         let begun = Instant::now();
         while self.end == End::Open {
+            if begun.elapsed() > PATIENCE {
+                let heard = String::from_utf8_lossy(&self.heard);
+                return Err(format!("the connection never ends; it said {heard:?}"));
+            }
             let mut piece = [0; 4096];
             match timeout(Duration::from_secs(30), stream.read(&mut piece)).await {
                 Ok(got) => {
                     if let Some(end) = heard(&mut self.heard, got, &piece) {
                         self.end = end;
                     }
-                }
-                Err(_) if begun.elapsed() > PATIENCE => {
-                    let heard = String::from_utf8_lossy(&self.heard);
-                    return Err(format!("the connection never ends; it said {heard:?}"));
                 }
                 Err(_) => pause(self.patient),
             }
