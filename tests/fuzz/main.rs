@@ -7,7 +7,7 @@
 //! | `FUZZ_SEED` | which mutations; chosen by the clock where it is not set, and printed |
 //! | `FUZZ_INPUT` | a file to be tried alone |
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics")]
-#![allow(clippy::print_stdout, reason = "what was tried is shown to who asks for it")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "what was tried is shown to who asks for it")]
 
 mod mutate;
 mod targets;
@@ -17,7 +17,9 @@ use std::env;
 use std::fs;
 use std::panic::{self, AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::Once;
+use std::process;
+use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use mutate::Mutator;
@@ -29,8 +31,32 @@ thread_local! {
 
 static HOOK: Once = Once::new();
 
+/// No input takes so long, on any machine.
+const LONGEST: Duration = Duration::from_secs(120);
+
+/// What is being tried, and since when; gone when the target is done.
+type Trial = Arc<Mutex<(Instant, Vec<u8>)>>;
+
+/// Ends the process where a target does not come back: a test that hangs says nothing.
+fn watch(name: &'static str) -> Trial {
+    let trial = Trial::new(Mutex::new((Instant::now(), Vec::new())));
+    let watched = Arc::downgrade(&trial);
+    thread::spawn(move || {
+        while let Some(trial) = watched.upgrade() {
+            let (since, input) = trial.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            drop(trial);
+            if since.elapsed() > LONGEST {
+                eprintln!("{name} does not come back from {}", told(name, &input, ""));
+                process::abort();
+            }
+            thread::sleep(Duration::from_secs(1));
+        }
+    });
+    trial
+}
+
 /// Tries a target.
-fn drive(name: &str, target: fn(&[u8])) {
+fn drive(name: &'static str, target: fn(&[u8])) {
     HOOK.call_once(|| {
         let before = panic::take_hook();
         panic::set_hook(Box::new(move |info| {
@@ -38,8 +64,15 @@ fn drive(name: &str, target: fn(&[u8])) {
             before(info);
         }));
     });
+    let trial = watch(name);
+    let attempt = |input: &[u8], which: &str| {
+        *trial.lock().unwrap_or_else(PoisonError::into_inner) = (Instant::now(), input.to_vec());
+        let before = PANICS.get();
+        let result = catch_unwind(AssertUnwindSafe(|| target(input)));
+        assert!(result.is_ok() && PANICS.get() == before, "{name} breaks on {}", told(name, input, which));
+    };
     if let Some(file) = env::var_os("FUZZ_INPUT") {
-        return attempt(name, target, &fs::read(file).unwrap(), "");
+        return attempt(&fs::read(file).unwrap(), "");
     }
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz");
     let mut corpus = read_all(&here.join("corpus").join(name));
@@ -48,7 +81,7 @@ fn drive(name: &str, target: fn(&[u8])) {
         corpus.extend(["broken", "valid"].iter().flat_map(|kind| read_all(&here.join("../config").join(kind))));
     }
     for (path, input) in &corpus {
-        attempt(name, target, input, &format!("which is {}", path.display()));
+        attempt(input, &format!("which is {}", path.display()));
     }
     let number = |name| env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let clock = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64 % 1_000_000;
@@ -59,7 +92,7 @@ fn drive(name: &str, target: fn(&[u8])) {
     let mut tried = 0_u64;
     while Instant::now() < until {
         let input = mutator.next();
-        attempt(name, target, &input, &format!("number {tried} of FUZZ_SEED={seed}"));
+        attempt(&input, &format!("number {tried} of FUZZ_SEED={seed}"));
         tried += 1;
     }
     println!("{name}: {tried} mutations, FUZZ_SEED={seed}");
@@ -72,19 +105,15 @@ fn read_all(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     paths.into_iter().map(|path| (path.clone(), fs::read(path).unwrap())).collect()
 }
 
-fn attempt(name: &str, target: fn(&[u8]), input: &[u8], which: &str) {
-    let before = PANICS.get();
-    let result = catch_unwind(AssertUnwindSafe(|| target(input)));
-    if result.is_ok() && PANICS.get() == before {
-        return;
-    }
-    let file = env::temp_dir().join(format!("outrigger-fuzz-{name}-{}", std::process::id()));
+/// What repeats a failure.
+fn told(name: &str, input: &[u8], which: &str) -> String {
+    let file = env::temp_dir().join(format!("outrigger-fuzz-{name}-{}", process::id()));
     fs::write(&file, input).unwrap();
-    panic!(
-        "{name} breaks on {:?} {which}\nagain: FUZZ_INPUT={} cargo test --test fuzz {name}",
-        String::from_utf8_lossy(input),
+    let shown = String::from_utf8_lossy(input);
+    format!(
+        "{shown:?} {which}\nagain: FUZZ_INPUT={} cargo test --test fuzz, with the name of this test",
         file.display()
-    );
+    )
 }
 
 /// A target, and what it shows.
