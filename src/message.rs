@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Version;
+use http::{HeaderMap, Version};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
@@ -84,6 +84,12 @@ impl Body for AppBody {
             AppBody::Boxed(body) => body.size_hint(),
         }
     }
+}
+
+/// Whether a field's name has a quote. No name has one (RFC 9110 section 5.1), HTTP/1 is never read with one, but `h2` and
+/// [`http::HeaderName::from_lowercase`] let it through, and hyper would write it into HTTP/1.
+pub(crate) fn has_odd_name(headers: &HeaderMap) -> bool {
+    headers.keys().any(|name| name.as_str().as_bytes().contains(&b'"'))
 }
 
 /// What is known of one request from its first byte to its last, shared by all who carry a part of it: the pipeline,

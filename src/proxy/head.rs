@@ -23,16 +23,16 @@ const MAX_EMPTY_LINES: u32 = 4;
 
 /// Bounds of one head.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Bounds {
+pub struct Bounds {
     /// `limits.max_header_bytes`
-    pub(crate) bytes: usize,
+    pub bytes: usize,
     /// `limits.max_headers`
-    pub(crate) fields: usize,
+    pub fields: usize,
 }
 
 /// What becomes of bytes that were looked at.
 #[derive(Debug)]
-pub(crate) enum Verdict {
+pub enum Verdict {
     /// So many are good; what follows them is an element that is not complete yet, to be shown again with more.
     Pass(usize),
     /// So many are good, then comes a head that is not.
@@ -85,7 +85,7 @@ struct Head {
 
 /// Follows one connection.
 #[derive(Debug)]
-pub(crate) struct Inspector {
+pub struct Inspector {
     state: State,
     bounds: Bounds,
     /// The request that is under way has an `Upgrade`.
@@ -96,17 +96,17 @@ pub(crate) struct Inspector {
 
 impl Inspector {
     /// At the first head of a connection.
-    pub(crate) fn new(bounds: Bounds) -> Inspector {
+    pub fn new(bounds: Bounds) -> Inspector {
         Inspector { state: State::Head(Head::default()), bounds, upgrade: false, options: Vec::new() }
     }
 
     /// Whether a head is what comes next or is under way.
-    pub(crate) fn in_head(&self) -> bool {
+    pub fn in_head(&self) -> bool {
         matches!(self.state, State::Head(_))
     }
 
     /// Whether a CONNECT was seen, so that what follows is not ours to judge.
-    pub(crate) fn opaque(&self) -> bool {
+    pub fn opaque(&self) -> bool {
         matches!(self.state, State::Opaque)
     }
 
@@ -116,7 +116,7 @@ impl Inspector {
     }
 
     /// The upgrade was accepted: what follows is not ours to judge.
-    pub(crate) fn open(&mut self) {
+    pub fn open(&mut self) {
         self.state = State::Opaque;
     }
 
@@ -137,7 +137,7 @@ impl Inspector {
     }
 
     /// Looks at bytes that begin where the last [`Verdict::Pass`] ended.
-    pub(crate) fn inspect(&mut self, bytes: &[u8]) -> Verdict {
+    pub fn inspect(&mut self, bytes: &[u8]) -> Verdict {
         let mut at = 0;
         loop {
             let rest = &bytes[at..];

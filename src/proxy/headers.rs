@@ -4,6 +4,7 @@
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version, header};
 
 use crate::error::{Error, Result};
+use crate::message;
 use crate::telemetry::spans::{Parent, TRACEPARENT, traceparent};
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -53,8 +54,7 @@ pub(crate) fn check_http2(headers: &HeaderMap) -> Result<()> {
             return Err(Error::BadRequest("the Content-Length is not a number"));
         }
     }
-    // `HeaderName` lets it pass, and it is no name in HTTP/1 (RFC 9110 section 5.6.2).
-    if headers.keys().any(|name| name.as_str().contains('"')) {
+    if message::has_odd_name(headers) {
         return Err(Error::BadRequest("a header's name has a byte that no name has"));
     }
     let white = |b: Option<&u8>| matches!(b, Some(b' ' | b'\t'));

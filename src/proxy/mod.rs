@@ -1,7 +1,7 @@
 //! One request, from the app's socket to its answer.
 
 pub mod body;
-pub(crate) mod head;
+pub mod head;
 pub(crate) mod headers;
 mod http2;
 pub(crate) mod inside;

@@ -11,6 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use crate::error::{Error, Result, Sent};
+use crate::message;
 use crate::trailers;
 use crate::upstream::balance::Load;
 use crate::upstream::connection::{chain, h2_error};
@@ -30,9 +31,8 @@ pub(super) fn check(head: &mut http::response::Parts, asked_to_upgrade: bool, ma
         if head.headers.len() > max_fields {
             return Err(format!("its head has more than {max_fields} fields (limits.max_headers)"));
         }
-        // h2 lets it pass, and it is no name in HTTP/1 (RFC 9110 section 5.6.2).
-        if head.headers.keys().any(|name| name.as_str().contains('"')) {
-            return Err("a header's name has a quotation mark".to_owned());
+        if message::has_odd_name(&head.headers) {
+            return Err("a field's name has a byte that no name has".to_owned());
         }
     }
     check_framing(&mut head.headers)?;

@@ -60,7 +60,9 @@ impl HostsFile {
     }
 }
 
-fn parse(text: &str) -> HashMap<String, Arc<[IpAddr]>> {
+/// The addresses of each name, lower case and without a trailing dot, in the order of the file. What is no line of a hosts file is
+/// passed over.
+pub fn parse(text: &str) -> HashMap<String, Arc<[IpAddr]>> {
     let mut names: HashMap<String, Vec<IpAddr>> = HashMap::new();
     for line in text.lines() {
         let line = line.split('#').next().unwrap_or_default();

@@ -21,6 +21,7 @@ mod h2_floods;
 mod h2_upstreams;
 mod judge;
 mod machine;
+mod names;
 mod requests;
 mod secrets;
 mod smuggling;

@@ -1,0 +1,86 @@
+//! What a stranger says on the control port: a page in the operator's browser can reach it.
+
+use std::cell::RefCell;
+
+use super::requests::upstream;
+use super::rig::{End, Notes, Rig, script};
+use super::strict::{self, Message, Read};
+
+const UPSTREAMS: &str = r#"
+upstreams:
+  up: {hosts: [up.test], to: ["http://{origin}"], allow_addresses: [loopback]}
+"#;
+
+thread_local! {
+    static RIG: RefCell<Rig> = RefCell::new(Rig::with_admin(UPSTREAMS));
+}
+
+/// The control port answers whatever it is told and ends every connection. It serves nothing to a Host that is not its own, and
+/// changes nothing but by a POST that no other page sent.
+pub fn control(data: &[u8]) {
+    RIG.with_borrow_mut(|rig| {
+        let admin = rig.address("admin");
+        rig.run(
+            |app| async move {
+                let mut dialogue = app.to(admin).say(data).await;
+                dialogue.finish().await?;
+                let (mut at, mut of) = (0, 0);
+                while at < dialogue.heard.len() {
+                    let rest = &dialogue.heard[at..];
+                    // hyper reads what a strict reader doesn't, such as bare line feeds: of that nothing is known.
+                    let Read::Whole(request, length) = strict::request(&data[of..], true) else { return Ok(()) };
+                    of += length;
+                    match strict::answer(rest, &request.first, dialogue.end == End::Closed) {
+                        Read::Whole(answer, length) => {
+                            at += length;
+                            judge(&request, &answer, &admin.to_string())?;
+                        }
+                        // Events go on until somebody ends them.
+                        Read::Short if request.second.ends_with("/api/events") => return Ok(()),
+                        Read::Short | Read::Bad(_) => {
+                            return Err(format!("this is no answer: {:?}", String::from_utf8_lossy(rest)));
+                        }
+                    }
+                }
+                Ok(())
+            },
+            || script(|stream| upstream(stream, Notes::new())),
+        );
+    });
+}
+
+fn judge(request: &Message, answer: &Message, admin: &str) -> Result<(), String> {
+    if answer.status() >= 300 || answer.status() == 100 {
+        return Ok(());
+    }
+    let served = |why: &str| Err(format!("{why} is served: {request:?}"));
+    let hosts: Vec<_> = request.all("host").map(|host| String::from_utf8_lossy(host).to_ascii_lowercase()).collect();
+    let asked = match request.second.split_once("://") {
+        Some((_, rest)) => rest.split(['/', '?', '#']).next().unwrap_or_default().to_ascii_lowercase(),
+        None => hosts.first().cloned().unwrap_or_default(),
+    };
+    let name = asked.rsplit_once(':').filter(|(_, port)| !port.contains(']')).map_or(&*asked, |(name, _)| name);
+    let name = name.strip_suffix('.').unwrap_or(name);
+    let ours = name == "localhost" || name.ends_with(".localhost") || name.starts_with("127.") || name.starts_with('[');
+    if !ours {
+        return served("a Host that is not ours");
+    }
+    let safe = matches!(&*request.first, "GET" | "HEAD");
+    let foreign = request.all("origin").any(|origin| {
+        let origin = String::from_utf8_lossy(origin).to_ascii_lowercase();
+        // The same host and port, however they are written.
+        !hosts.iter().any(|host| {
+            origin
+                .trim_end_matches(":80")
+                .trim_end_matches('.')
+                .contains(host.trim_end_matches(":80").trim_end_matches('.'))
+        })
+    });
+    let crossed = request.all("sec-fetch-site").any(|site| site != b"same-origin" && site != b"none");
+    match &*request.first {
+        _ if safe => Ok(()),
+        "POST" if !foreign && !crossed => Ok(()),
+        "POST" => served(&format!("another page's POST (admin is {admin})")),
+        _ => served("another method"),
+    }
+}
