@@ -4,6 +4,9 @@
 //! everything else is neutral, and a neutral probe gives its place back. Each permit remembers the generation it was issued
 //! in, so that a late result cannot flip a newer state.
 
+#[cfg(test)]
+mod model;
+
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

@@ -1,5 +1,8 @@
 //! The retry budget.
 
+#[cfg(test)]
+mod model;
+
 use std::num::NonZeroU32;
 
 use crate::document::Reader;

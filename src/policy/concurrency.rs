@@ -1,5 +1,8 @@
 //! The concurrency limit and its bounded queue.
 
+#[cfg(test)]
+mod model;
+
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -98,7 +101,7 @@ impl Concurrency {
         if max_wait.is_zero() {
             return Err(Error::ConcurrencyLimited);
         }
-        let place = Place(&self.waiting);
+        let place = Place(self);
         if self.waiting.fetch_add(1, Ordering::Relaxed) >= max_queue {
             return Err(Error::ConcurrencyLimited);
         }
@@ -111,6 +114,12 @@ impl Concurrency {
             // The semaphore is never closed; the other case is the time-out.
             Ok(Err(_)) | Err(_) => Err(Error::ConcurrencyLimited),
         }
+    }
+
+    /// Free slots that the limit no longer has vanish.
+    fn pay(&self) {
+        let mut state = self.lock();
+        state.surplus -= self.slots.forget_permits(state.surplus);
     }
 
     /// Slots taken, and attempts waiting for one.
@@ -127,22 +136,26 @@ impl Concurrency {
 }
 
 /// A place in the line, given back on drop.
-struct Place<'a>(&'a AtomicUsize);
+struct Place<'a>(&'a Concurrency);
 
 impl Drop for Place<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+        // Who hangs up between being handed a slot and learning of it gives it back without a `Slot` ever having been.
+        self.0.pay();
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
+        let Some(permit) = self.permit.take() else { return };
+        // Given back under the lock too, so that a reload finds it either taken or free.
         let mut state = self.of.lock();
         if state.surplus > 0 {
             state.surplus -= 1;
-            if let Some(permit) = self.permit.take() {
-                permit.forget();
-            }
+            permit.forget();
+        } else {
+            drop(permit);
         }
     }
 }
@@ -234,5 +247,25 @@ mod tests {
         assert_eq!(concurrency.status().0, 3);
         drop(held);
         assert_eq!(concurrency.status().0, 0);
+    }
+
+    async fn poll_once<F: Future + Unpin>(wait: &mut F) -> std::task::Poll<F::Output> {
+        std::future::poll_fn(|cx| std::task::Poll::Ready(std::pin::Pin::new(&mut *wait).poll(cx))).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slot_handed_to_one_who_hangs_up_vanishes_where_the_limit_has_shrunk() {
+        let concurrency = Concurrency::new(limit(2, 2, 1000));
+        let held = [concurrency.acquire(None).await.unwrap(), concurrency.acquire(None).await.unwrap()];
+        let mut waiting = Box::pin(concurrency.acquire(None));
+        assert!(poll_once(&mut waiting).await.is_pending());
+        let [first, second] = held;
+        drop(first);
+        concurrency.reconfigure(&limit(1, 2, 1000));
+        drop(waiting);
+        assert_eq!(concurrency.status(), (1, 0));
+        assert!(concurrency.try_acquire().is_none(), "the second is the one that there may be");
+        drop(second);
+        assert!(concurrency.try_acquire().is_some());
     }
 }

@@ -20,6 +20,8 @@ pub mod timeout;
 pub mod window;
 
 #[cfg(test)]
+pub(crate) mod crowd;
+#[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod together;

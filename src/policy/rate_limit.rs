@@ -1,6 +1,10 @@
 //! The token bucket. Each attempt pays one token; who finds none waits in line, first come, first served, for as long as
 //! `max_wait` and the deadline allow. An upstream's Retry-After shuts the bucket until then.
 
+#[cfg(test)]
+mod model;
+mod tokens;
+
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroU32;
@@ -8,16 +12,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use governor::clock::{Clock, Reference};
-use governor::middleware::StateInformationMiddleware;
-use governor::nanos::Nanos;
-use governor::state::{InMemoryState, NotKeyed};
-use governor::{Quota, RateLimiter};
 use http::{HeaderMap, HeaderName};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::document::Reader;
 use crate::error::{Error, Result};
+use crate::policy::rate_limit::tokens::Tokens;
 
 /// `rate_limit`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -187,47 +188,34 @@ impl Keyed {
     }
 }
 
-type Limiter = RateLimiter<NotKeyed, InMemoryState, TokioClock, StateInformationMiddleware>;
-
 /// One bucket, and the line before it.
 pub struct Bucket {
     inner: Mutex<Inner>,
     /// Whose turn it is. Tokio's mutex is fair, so the line is first in, first out; only its head sleeps.
     turn: tokio::sync::Mutex<()>,
     waiting: AtomicUsize,
+    /// Wakes the head when a reload changed what it waits for.
+    changed: Notify,
 }
 
 struct Inner {
-    limiter: Limiter,
-    /// Time that one token takes to come.
-    interval: Duration,
-    burst: u64,
-    /// Tokens that were left after the last look, and when that was.
-    left: (u64, Instant),
+    tokens: Tokens,
     paused_until: Option<Instant>,
 }
 
 impl Bucket {
     fn new(settings: &Settings, now: Instant) -> Bucket {
         Bucket {
-            inner: Mutex::new(Inner::new(settings, now)),
+            inner: Mutex::new(Inner { tokens: Tokens::new(settings, now), paused_until: None }),
             turn: tokio::sync::Mutex::new(()),
             waiting: AtomicUsize::new(0),
+            changed: Notify::new(),
         }
     }
 
     fn reconfigure(&self, settings: &Settings, now: Instant) {
-        let mut inner = self.lock();
-        let used = inner.burst - inner.tokens(now);
-        let mut fresh = Inner::new(settings, now);
-        fresh.paused_until = inner.paused_until;
-        if let Some(used) = NonZeroU32::new(used.min(fresh.burst) as u32) {
-            // The fresh bucket is full, so it has as many.
-            if let Ok(Ok(state)) = fresh.limiter.check_n(used) {
-                fresh.left = (u64::from(state.remaining_burst_capacity()), now);
-            }
-        }
-        *inner = fresh;
+        self.lock().tokens.reconfigure(settings, now);
+        self.changed.notify_waiters();
     }
 
     /// Takes a token where one is there and nobody waits for it.
@@ -260,14 +248,19 @@ impl Bucket {
         let _place = Place(&self.waiting);
         let turn = tokio::time::timeout_at(until, self.turn.lock()).await;
         let Ok(_turn) = turn else {
-            return Err(Error::RateLimited(self.next(until)));
+            return Err(Error::RateLimited(self.next(Instant::now())));
         };
         loop {
+            // Before the look, so that a change after it is not missed.
+            let changed = self.changed.notified();
             let now = Instant::now();
             match self.take(now) {
                 Ok(()) => return Ok(()),
                 Err(wait) if now + wait > until => return Err(Error::RateLimited(wait)),
-                Err(wait) => tokio::time::sleep(wait).await,
+                Err(wait) => tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    () = changed => {}
+                },
             }
         }
     }
@@ -293,12 +286,11 @@ impl Bucket {
     /// When the next token may be had, from now.
     fn next(&self, now: Instant) -> Duration {
         let mut inner = self.lock();
-        let paused = inner.paused(now).unwrap_or_default();
-        if inner.tokens(now) > 0 { paused } else { paused.max(inner.interval) }
+        inner.paused(now).unwrap_or_default().max(inner.tokens.wait(now))
     }
 
     fn tokens(&self, now: Instant) -> u64 {
-        self.lock().tokens(now)
+        self.lock().tokens.left(now)
     }
 
     fn waiting(&self) -> usize {
@@ -311,31 +303,10 @@ impl Bucket {
 }
 
 impl Inner {
-    fn new(settings: &Settings, now: Instant) -> Inner {
-        let interval = (settings.per / settings.requests.get()).max(Duration::from_nanos(1));
-        let quota = Quota::with_period(interval).map(|quota| quota.allow_burst(settings.burst));
-        // `with_period` refuses 0 alone, and the interval is above it.
-        let quota = quota.unwrap_or(Quota::per_second(settings.requests));
-        let limiter = RateLimiter::direct_with_clock(quota, TokioClock { epoch: now })
-            .with_middleware::<StateInformationMiddleware>();
-        let burst = u64::from(settings.burst.get());
-        Inner { limiter, interval, burst, left: (burst, now), paused_until: None }
-    }
-
     fn take(&mut self, now: Instant) -> std::result::Result<(), Duration> {
-        if let Some(wait) = self.paused(now) {
-            return Err(wait);
-        }
-        match self.limiter.check() {
-            Ok(state) => {
-                self.left = (u64::from(state.remaining_burst_capacity()), now);
-                Ok(())
-            }
-            Err(not_until) => {
-                let clock = self.limiter.clock();
-                self.left = (0, now);
-                Err(not_until.wait_time_from(clock.now()))
-            }
+        match self.paused(now) {
+            Some(wait) => Err(wait),
+            None => self.tokens.take(now),
         }
     }
 
@@ -346,13 +317,6 @@ impl Inner {
         }
         wait
     }
-
-    /// governor tells how many are left only when one is taken, so what came since is added.
-    fn tokens(&self, now: Instant) -> u64 {
-        let (left, at) = self.left;
-        let came = now.saturating_duration_since(at).as_nanos() / self.interval.as_nanos().max(1);
-        left.saturating_add(came as u64).min(self.burst)
-    }
 }
 
 /// A place in the line, given back on drop.
@@ -361,42 +325,6 @@ struct Place<'a>(&'a AtomicUsize);
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// governor's clock over tokio's, so that a paused test moves it too.
-#[derive(Clone, Copy, Debug)]
-struct TokioClock {
-    epoch: Instant,
-}
-
-/// Nanoseconds since the epoch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Moment(u64);
-
-impl std::ops::Add<Nanos> for Moment {
-    type Output = Moment;
-
-    fn add(self, other: Nanos) -> Moment {
-        Moment(self.0.saturating_add(other.as_u64()))
-    }
-}
-
-impl Reference for Moment {
-    fn duration_since(&self, earlier: Moment) -> Nanos {
-        self.0.saturating_sub(earlier.0).into()
-    }
-
-    fn saturating_sub(&self, duration: Nanos) -> Moment {
-        Moment(self.0.saturating_sub(duration.into()))
-    }
-}
-
-impl Clock for TokioClock {
-    type Instant = Moment;
-
-    fn now(&self) -> Moment {
-        Moment(self.epoch.elapsed().as_nanos() as u64)
     }
 }
 

@@ -1,6 +1,9 @@
 //! The replay buffer: the app's body is kept while it streams, so that a later attempt can send the same bytes again.
 //! It never delays the stream, and when it would grow past its bounds it lets go: the body streams on, and can't be sent again.
 
+#[cfg(test)]
+mod model;
+
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -311,20 +311,18 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
         let lane = self.lanes.entry(key.clone()).or_insert_with(|| Lane::new(speaks));
         lane.waiting.push_back(Waiting { ticket, fresh, limit, told: false, who });
         self.plan(now, fx);
-        if let Some(lane) = self.lanes.get_mut(key) {
-            tell(lane, fx);
-        }
+        self.tidy(key, fx);
         ticket
     }
 
     /// Gives up waiting. A dial that was begun goes on: what it makes is for the next one.
-    pub(super) fn leave(&mut self, key: &Key, ticket: u64) {
+    pub(super) fn leave(&mut self, key: &Key, ticket: u64, fx: &mut Effects<S, M, W>) {
         let Some(lane) = self.lanes.get_mut(key) else { return };
         if let Some(at) = lane.waiting.iter().position(|waiting| waiting.ticket == ticket) {
             lane.waiting.remove(at);
             self.waiting -= 1;
         }
-        self.tidy(key);
+        self.tidy(key, fx);
     }
 
     /// Starts dials for those who wait and can't count on one, oldest first, as far as there are places.
@@ -343,8 +341,8 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
             self.open += 1;
             if let Some(lane) = self.lanes.get_mut(&key) {
                 lane.dials += 1;
-                tell(lane, fx);
             }
+            self.tidy(&key, fx);
             fx.dials.push((key, limit));
         }
         let _ = now;
@@ -391,7 +389,7 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
         }
         self.open -= 1;
         self.idle -= 1;
-        self.tidy(&key);
+        self.tidy(&key, fx);
         true
     }
 
@@ -415,7 +413,7 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
             self.rest(key, Idle { link, since: now, expires, used: false }, fx);
         }
         self.plan(now, fx);
-        self.tidy(key);
+        self.tidy(key, fx);
     }
 
     /// A dial made a connection to share.
@@ -447,6 +445,7 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
         self.serve(key, now, fx);
         self.trim(fx);
         self.plan(now, fx);
+        self.tidy(key, fx);
         id
     }
 
@@ -466,7 +465,7 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
             }
         }
         self.plan(now, fx);
-        self.tidy(key);
+        self.tidy(key, fx);
     }
 
     /// A request's connection is free again: its answer was read to a clean end.
@@ -499,7 +498,7 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
             self.open -= 1;
             fx.solos.push(link);
             self.plan(now, fx);
-            self.tidy(key);
+            self.tidy(key, fx);
             return;
         }
         let first =
@@ -509,6 +508,7 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
                 lane.busy += 1;
                 self.waiting -= 1;
                 fx.granted.push((first.who, Grant::Solo { link, expires, reused: true }));
+                self.tidy(key, fx);
             }
             None => {
                 self.rest(key, Idle { link, since: now, expires, used: true }, fx);
@@ -524,7 +524,7 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
             self.open -= 1;
         }
         self.plan(now, fx);
-        self.tidy(key);
+        self.tidy(key, fx);
     }
 
     /// A stream of a shared connection ended.
@@ -552,7 +552,7 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
         self.serve(key, now, fx);
         self.trim(fx);
         self.plan(now, fx);
-        self.tidy(key);
+        self.tidy(key, fx);
     }
 
     /// Connections that were closed while they were idle are taken out.
@@ -570,7 +570,7 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
             }
         }
         self.plan(now, fx);
-        self.tidy(key);
+        self.tidy(key, fx);
     }
 
     /// Closes what has been idle or has lived too long. When there is something to close next; `None` where nothing idles.
@@ -601,7 +601,7 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
                     next = [next, end(member.idle_since, member.expires)].into_iter().flatten().min();
                 }
             }
-            self.tidy(&key);
+            self.tidy(&key, fx);
         }
         self.plan(now, fx);
         next
@@ -654,20 +654,18 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
         }
     }
 
-    /// Forgets a lane that is empty, unless its knowledge is to be kept.
-    fn tidy(&mut self, key: &Key) {
-        if !self.limits.keep_lanes && self.lanes.get(key).is_some_and(Lane::is_empty) {
+    /// After every change of a lane: tells those who can now count on a connection that is being made, once, for they are
+    /// connecting and no longer waiting; and forgets a lane that is empty, unless its knowledge is to be kept.
+    fn tidy(&mut self, key: &Key, fx: &mut Effects<S, M, W>) {
+        let Some(lane) = self.lanes.get_mut(key) else { return };
+        let covered = lane.covered();
+        for waiting in lane.waiting.iter_mut().take(covered).filter(|waiting| !waiting.told) {
+            waiting.told = true;
+            fx.told.push(waiting.who.clone());
+        }
+        if !self.limits.keep_lanes && lane.is_empty() {
             self.lanes.remove(key);
         }
-    }
-}
-
-/// Those who can count on a dial now are told, once: they are connecting, not waiting.
-fn tell<S: Solo, M: Multi, W: Clone>(lane: &mut Lane<S, M, W>, fx: &mut Effects<S, M, W>) {
-    let covered = lane.covered();
-    for waiting in lane.waiting.iter_mut().take(covered).filter(|waiting| !waiting.told) {
-        waiting.told = true;
-        fx.told.push(waiting.who.clone());
     }
 }
 

@@ -411,7 +411,9 @@ impl Drop for InLine {
         let waited = now.saturating_duration_since(self.since).saturating_sub(connecting);
         Exchange::add(&self.exchange.connecting, connecting);
         Exchange::add(&self.exchange.waited, waited);
-        self.pool.lock().places.leave(&self.waiter.key, self.ticket);
+        let mut fx = Fx::default();
+        self.pool.lock().places.leave(&self.waiter.key, self.ticket, &mut fx);
+        self.pool.carry_out(fx);
         // Granted between the last poll and now: the connection is for somebody else.
         if let Some(Ok(grant)) = outcome {
             Lease::new(&self.pool, &self.waiter.key, grant).give_back();

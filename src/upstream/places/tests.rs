@@ -1,5 +1,7 @@
 //! The pool's decisions as stories, and at random.
 
+mod model;
+
 use std::cell::Cell;
 use std::rc::Rc;
 
@@ -188,10 +190,20 @@ fn one_that_leaves_does_not_hold_up_the_line() {
     let ticket = story.wait(&a, 1);
     story.wait(&a, 2);
     let link = story.dialled(&a, 1);
-    story.places.leave(&a, ticket);
+    story.places.leave(&a, ticket, &mut story.fx);
     story.granted();
     story.give_back(&a, link);
     assert_eq!(story.granted(), [(2, 1)]);
+}
+
+#[test]
+fn who_inherits_a_dial_from_one_that_left_is_told_that_it_is_connecting() {
+    let (mut story, a) = (Story::new(1, 9, Speaks::Http1), key("a"));
+    let ticket = story.wait(&a, 0);
+    story.wait(&a, 1);
+    assert_eq!(std::mem::take(&mut story.fx.told), [0]);
+    story.places.leave(&a, ticket, &mut story.fx);
+    assert_eq!(story.fx.told, [1]);
 }
 
 #[test]
@@ -374,7 +386,7 @@ proptest! {
                 Step::Leave(nth) => {
                     if nth < tickets.len() {
                         let (_, lane, ticket) = tickets.remove(nth);
-                        story.places.leave(&lanes[lane], ticket);
+                        story.places.leave(&lanes[lane], ticket, &mut story.fx);
                     }
                 }
                 Step::DialDone { nth, ok, shared } => {
