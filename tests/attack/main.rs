@@ -5,4 +5,7 @@
 #[path = "../it/support/mod.rs"]
 mod support;
 
+mod files;
+mod refused;
+mod silence;
 mod smuggling;
