@@ -14,7 +14,7 @@ use crate::config::{Config, checks, effective, global, intercept, schema};
 use crate::document::expand::{self, Sources};
 use crate::document::parse::MAX_BYTES;
 use crate::document::tree::{Layer, Node};
-use crate::document::{Place, Problem, Problems, Reader};
+use crate::document::{Place, Problem, Problems, Reader, file};
 use crate::units::show_size;
 
 /// How to read.
@@ -41,11 +41,12 @@ pub struct Loaded {
 /// # Errors
 /// Only when the file itself can't be read; everything else is in `problems`.
 pub fn load(path: &Path, options: Options) -> std::io::Result<Loaded> {
-    let bytes = std::fs::read(path)?;
+    let bytes = file::beginning(path, MAX_BYTES as u64 + 1)?;
     let mut problems = Problems::default();
     if bytes.len() > MAX_BYTES {
-        let size = show_size(bytes.len() as u64);
-        problems.error(None, "", format!("the file has {size}, which is more than the 1 MiB that is read"), None);
+        let message =
+            format!("the file is larger than the {} that a configuration may have", show_size(MAX_BYTES as u64));
+        problems.error(None, "", message, None);
         return Ok(Loaded { config: None, problems, text: String::new() });
     }
     match String::from_utf8(bytes) {

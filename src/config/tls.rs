@@ -9,7 +9,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 use crate::config::{Identity, Tls, host};
-use crate::document::Reader;
+use crate::document::{Reader, file};
 use crate::intercept::Authority;
 
 type Certificates = Arc<Vec<CertificateDer<'static>>>;
@@ -148,7 +148,8 @@ impl<'f> Files<'f> {
 
     fn read_identity(&mut self, cert: &Path, key: &Path) -> IdentityResult {
         let chain = self.certificates(cert).map_err(|failure| ("client_cert", failure))?;
-        let bytes = std::fs::read(key).map_err(|error| ("client_key", Failure::Absent(error.to_string())))?;
+        let bytes =
+            file::whole(key, file::MAX_PEM).map_err(|error| ("client_key", Failure::Absent(error.to_string())))?;
         let bad_key = |message: &str| ("client_key", Failure::Content(message.to_owned()));
         let key = PrivateKeyDer::from_pem_slice(&bytes)
             .map_err(|_| bad_key("holds no private key in PEM form (an encrypted one can't be used)"))?;
@@ -220,7 +221,7 @@ fn has_ended(certificate: &CertificateDer<'_>) -> bool {
 }
 
 fn read_certificates(path: &Path) -> Result<Certificates, Failure> {
-    let bytes = std::fs::read(path).map_err(|error| Failure::Absent(error.to_string()))?;
+    let bytes = file::whole(path, file::MAX_PEM).map_err(|error| Failure::Absent(error.to_string()))?;
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(&bytes)
         .collect::<Result<_, _>>()
         .map_err(|_| Failure::Content("holds PEM text that is broken".to_owned()))?;

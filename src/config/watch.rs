@@ -8,6 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest;
 
+use crate::document::file;
+
 /// A file that was written so shortly before the last look is read again although its `stat` is the same: clocks of file
 /// systems are coarse.
 const COARSE: Duration = Duration::from_secs(2);
@@ -95,8 +97,10 @@ impl Watch {
     }
 }
 
+/// Of as much as any of the files may have. One that is larger is judged by its reader.
 fn fingerprint(path: &Path) -> Option<Vec<u8>> {
-    let bytes = std::fs::read(path).ok()?;
+    file::regular(path).ok()?;
+    let bytes = file::beginning(path, file::MAX_PEM).ok()?;
     Some(digest::digest(&digest::SHA256, &bytes).as_ref().to_vec())
 }
 
@@ -147,6 +151,20 @@ mod tests {
         fs::remove_file(&file).unwrap();
         assert!(!watch.changed());
         fs::write(&file, "one").unwrap();
+        assert!(!watch.changed());
+        fs::remove_file(&file).unwrap();
+        fs::write(&file, "two").unwrap();
+        assert!(watch.changed());
+    }
+
+    #[test]
+    fn a_pipe_in_its_place_is_no_change_and_is_not_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("f");
+        fs::write(&file, "one").unwrap();
+        let mut watch = Watch::new(vec![file.clone()]);
+        fs::remove_file(&file).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&file).status().unwrap().success());
         assert!(!watch.changed());
         fs::remove_file(&file).unwrap();
         fs::write(&file, "two").unwrap();

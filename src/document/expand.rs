@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::document::tree::{Node, Scalar, Value};
-use crate::document::{Place, Problems};
+use crate::document::{Place, Problems, file};
 
 /// Largest file that `${file:}` reads. Bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -171,14 +171,7 @@ impl Replacing<'_> {
             self.files.push(full.clone());
         }
         let read = || -> Result<String, String> {
-            let meta = std::fs::metadata(&full).map_err(|error| error.to_string())?;
-            if !meta.is_file() {
-                return Err("it is not a regular file".to_owned());
-            }
-            if meta.len() > MAX_FILE {
-                return Err("it is larger than 1 MiB".to_owned());
-            }
-            let bytes = std::fs::read(&full).map_err(|error| error.to_string())?;
+            let bytes = file::whole(&full, MAX_FILE).map_err(|error| error.to_string())?;
             String::from_utf8(bytes).map_err(|_| "it is not UTF-8 text".to_owned())
         };
         match read() {

@@ -2,6 +2,7 @@
 //! first mistake. Knows nothing of proxies.
 
 pub mod expand;
+pub(crate) mod file;
 pub mod parse;
 pub mod problem;
 pub mod read;

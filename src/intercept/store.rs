@@ -13,6 +13,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::extensions::GeneralName;
 
 use crate::config::HostPattern;
+use crate::document::file;
 use crate::intercept::authority::Authority;
 use crate::intercept::trust::{self, Trust};
 use crate::origin::Host;
@@ -61,7 +62,7 @@ fn kept(dir: &Path) -> Result<(Authority, Scope), String> {
         let path = dir.join(name);
         format!("{}: {why}; remove both files there and restart the pod to get a new CA", path.display())
     };
-    let read = |name: &str| fs::read(dir.join(name)).map_err(|error| at(name, &error.to_string()));
+    let read = |name: &str| file::whole(&dir.join(name), file::MAX_PEM).map_err(|error| at(name, &error.to_string()));
     let certificate = CertificateDer::from_pem_slice(&read(trust::CERTIFICATE)?)
         .map_err(|_| at(trust::CERTIFICATE, "is no certificate"))?;
     let bytes = zeroize::Zeroizing::new(read(KEY)?);

@@ -22,10 +22,11 @@ use crate::proxy::socket::Socket;
 const PIECE: usize = 2048;
 /// What an app may send behind a CONNECT before it has the answer.
 const MAX_EARLY: usize = 16 * 1024;
-/// How long, and for how much, we go on reading after our last byte, so that an app that still sends reads the answer
-/// rather than a reset.
+/// After our last byte we go on reading what an app still sends, so that it reads the answer rather than a reset: as long as
+/// it is never silent for so long…
 const LINGER: Duration = Duration::from_secs(1);
-const MAX_LINGER_BYTES: usize = 1024 * 1024;
+/// …and no longer than this. Many clients read nothing before all is sent.
+const MAX_LINGER: Duration = Duration::from_secs(10);
 
 /// What the connection and the requests on it tell each other.
 #[derive(Debug, Default)]
@@ -130,8 +131,8 @@ pub(crate) struct AppIo {
     stalled: Option<Pin<Box<Sleep>>>,
     /// What it had taken when that was looked at last.
     taken: u64,
-    /// Bytes that may still be read away after the last answer; `None` until that is sent.
-    linger: Option<usize>,
+    /// Until when bytes are read away after the last answer; `None` until that is sent.
+    linger: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -390,18 +391,23 @@ impl AsyncWrite for AppIo {
             }
             let polled = me.stream()?.poll_shutdown(cx);
             ready!(me.wrote(cx, polled))?;
+            let now = Instant::now();
             if !me.unfinished() {
-                me.linger = Some(0);
+                me.linger = Some(now);
                 return Poll::Ready(Ok(()));
             }
-            me.clock = Some(Box::pin(tokio::time::sleep(LINGER)));
-            me.linger = Some(MAX_LINGER_BYTES);
+            me.clock = Some(Box::pin(tokio::time::sleep_until(now + LINGER)));
+            me.linger = Some(now + MAX_LINGER);
         }
-        while let Some(left) = me.linger.filter(|&left| left > 0) {
+        while let Some(end) = me.linger.filter(|end| Instant::now() < *end) {
             me.held.clear();
             match me.fill(cx) {
                 Poll::Ready(Ok(0) | Err(_)) => break,
-                Poll::Ready(Ok(n)) => me.linger = Some(left.saturating_sub(n)),
+                Poll::Ready(Ok(_)) => {
+                    if let Some(clock) = &mut me.clock {
+                        clock.as_mut().reset((Instant::now() + LINGER).min(end));
+                    }
+                }
                 Poll::Pending => {
                     if let Some(clock) = &mut me.clock {
                         ready!(clock.as_mut().poll(cx));

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::config::load::{self, Loaded, Options};
+use crate::document::file;
 
 /// What a configuration is read from.
 #[derive(Clone, Debug)]
@@ -24,7 +25,9 @@ impl Source {
     /// A sentence, only when the file itself can't be read.
     pub fn load(&self) -> Result<Loaded, String> {
         match self {
-            Source::File(path) => load::load(path, Options::default())
+            // A pipe is fine where a process begins, but must not hold up one that has traffic.
+            Source::File(path) => file::regular(path)
+                .and_then(|()| load::load(path, Options::default()))
                 .map_err(|error| format!("{} can't be read: {error}", path.display())),
             Source::Text(text) => {
                 let path = Path::new(BUILT_IN);

@@ -34,6 +34,9 @@ const PING_AFTER: Duration = Duration::from_secs(15);
 /// …and no answer for this long means that the peer is gone. Idle connections get none: they are closed soon anyway.
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// An app that hangs up sooner says nothing about a connection over which nothing came.
+const IN_VAIN: Duration = Duration::from_millis(250);
+
 /// Streams that are used of one HTTP/2 connection at most, whatever the peer allows.
 const MAX_STREAMS: usize = 1000;
 
@@ -265,9 +268,28 @@ pub(super) struct Http2 {
 }
 
 struct Http2State {
+    wire: Arc<Wire>,
     room: AtomicUsize,
     settled: AtomicBool,
     ended: AtomicBool,
+    /// A request waited in vain while not a byte came.
+    doubted: AtomicBool,
+}
+
+/// Watches a connection while a request waits for its answer. Where that is given up and nothing at all came meanwhile, the
+/// peer may be gone without a word: new requests go elsewhere at once, rather than when the PING is overdue.
+pub(super) struct Vigil {
+    state: Arc<Http2State>,
+    read: u64,
+    since: Instant,
+}
+
+impl Drop for Vigil {
+    fn drop(&mut self) {
+        if self.state.wire.read() == self.read && self.since.elapsed() >= IN_VAIN {
+            self.state.doubted.store(true, Ordering::Release);
+        }
+    }
 }
 
 impl Http2 {
@@ -297,9 +319,11 @@ impl Http2 {
         let io = TokioIo::new(Metered { stream, wire: wire.clone(), traffic });
         let (sender, connection) = builder.handshake(io).await?;
         let state = Arc::new(Http2State {
+            wire: wire.clone(),
             room: AtomicUsize::new(1),
             settled: AtomicBool::new(false),
             ended: AtomicBool::new(false),
+            doubted: AtomicBool::new(false),
         });
         let watched = state.clone();
         tokio::spawn(async move {
@@ -339,9 +363,16 @@ impl Http2 {
         self.state.settled.load(Ordering::Acquire)
     }
 
-    /// Whether it takes no new streams.
+    /// Whether it takes no new streams, or should not.
     pub(super) fn is_closed(&self) -> bool {
-        self.state.ended.load(Ordering::Acquire) || self.sender.is_closed()
+        self.state.ended.load(Ordering::Acquire)
+            || self.state.doubted.load(Ordering::Acquire)
+            || self.sender.is_closed()
+    }
+
+    /// A request is about to be sent; the vigil lasts until there is an answer.
+    pub(super) fn watch(&self) -> Vigil {
+        Vigil { state: self.state.clone(), read: self.state.wire.read(), since: Instant::now() }
     }
 }
 

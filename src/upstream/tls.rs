@@ -13,6 +13,10 @@ use crate::config::{self, HttpVersion};
 use crate::error::{ConnectFailure, Error};
 use crate::origin::Host;
 
+/// Names of a certificate that a message shows, and characters of each.
+const SHOWN_NAMES: usize = 4;
+const MAX_NAME: usize = 100;
+
 /// TLS sessions that an upstream keeps for resumption.
 const SESSIONS: usize = 64;
 
@@ -194,19 +198,52 @@ fn certificate(wrong: &CertificateError) -> String {
         }
         CertificateError::NotValidForName => "it is for another name: see tls.server_name".to_owned(),
         CertificateError::NotValidForNameContext { expected, presented } => {
-            let names = if presented.is_empty() { "no name".to_owned() } else { presented.join(", ") };
-            format!("it is not for {} but for {names}: see tls.server_name", expected.to_str())
+            format!("it is not for {} but for {}: see tls.server_name", expected.to_str(), names(presented))
         }
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
             "it is not a server certificate (extended key usage)".to_owned()
         }
         CertificateError::BadSignature => "its signature is wrong".to_owned(),
         CertificateError::BadEncoding => "it is malformed".to_owned(),
+        CertificateError::UnsupportedSignatureAlgorithmContext { .. }
+        | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. } => {
+            "it is signed in a way that is not accepted, such as SHA-1".to_owned()
+        }
         // Foreign and non-exhaustive.
         other => other.to_string(),
     }
 }
 
+/// The first of a certificate's names, which its owner chose and may have thousands of.
+fn names(presented: &[String]) -> String {
+    let plain = |name: &String| -> String {
+        let inner = name.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')')).unwrap_or(name);
+        inner.trim_matches('"').chars().take(MAX_NAME).collect()
+    };
+    if presented.is_empty() {
+        return "no name".to_owned();
+    }
+    let shown: Vec<_> = presented.iter().take(SHOWN_NAMES).map(plain).collect();
+    match presented.len() - shown.len() {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
 fn date(time: UnixTime) -> String {
     httpdate::fmt_http_date(SystemTime::UNIX_EPOCH + Duration::from_secs(time.as_secs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_of_many_names_is_told_in_a_few_words() {
+        assert_eq!(names(&[]), "no name");
+        assert_eq!(names(&["DnsName(\"a.test\")".to_owned(), "IpAddress(10.0.0.1)".to_owned()]), "a.test, 10.0.0.1");
+        let many: Vec<_> = (0..1500).map(|i| format!("DnsName(\"h{i}.test\")")).collect();
+        assert_eq!(names(&many), "h0.test, h1.test, h2.test, h3.test and 1496 more");
+        assert_eq!(names(&["x".repeat(9000)]).len(), MAX_NAME);
+    }
 }

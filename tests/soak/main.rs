@@ -90,12 +90,8 @@ async fn soak(options: &Options) -> ExitCode {
     let plain = Upstream::start(Speaks::Plain, &authority, tally.clone());
     let tls1 = Upstream::start(Speaks::Tls1, &authority, tally.clone());
     let tls2 = Upstream::start(Speaks::Tls2, &authority, tally.clone());
-    let place = Place {
-        folder: folder.path().to_owned(),
-        plain: plain.address(),
-        tls1: tls1.address(),
-        tls2: tls2.address(),
-    };
+    let place =
+        Place { folder: folder.path().to_owned(), plain: plain.address(), tls1: tls1.address(), tls2: tls2.address() };
     let mut process = Process::start(&options.binary, &place, tally.clone());
     println!("proxy on {}, dashboard on http://{}/", process.proxy, process.admin);
     let mut figures = Figures::new(process.pid());

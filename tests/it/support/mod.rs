@@ -6,6 +6,7 @@ mod client;
 mod origin;
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -75,6 +76,16 @@ impl Proxy {
         let mut client = Client::connect(self.address("probes")).await;
         client.send(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n").await;
         String::from_utf8_lossy(&client.rest().await).into_owned()
+    }
+
+    /// Its configuration.
+    pub(crate) fn file(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// Looks at the configuration again, as on SIGHUP.
+    pub(crate) async fn reload_what_is_there(&self) -> Arc<Status> {
+        self.app.as_ref().unwrap().reload_now().await
     }
 
     /// Takes another configuration into service, as [`Proxy::start`] takes it.
