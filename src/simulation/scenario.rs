@@ -52,7 +52,7 @@ impl Scenario {
     pub(crate) fn draw(seed: u64) -> Scenario {
         let mut rng = Rng::with_seed(seed);
         let rng = &mut rng;
-        let mood = match rng.u32(0..10) {
+        let mut mood = match rng.u32(0..10) {
             0 => Mood { faults: 0, errors: 0, delay: 3 },
             1..4 => Mood { faults: 0, errors: 100, delay: 20 },
             4..8 => Mood { faults: 60, errors: 150, delay: 30 },
@@ -61,8 +61,12 @@ impl Scenario {
         };
         let hang_ups = [0, 50, 300][rng.usize(0..3)];
         let mut id = 0;
-        let storm = rng.u32(0..8) == 0;
-        let apps = (0..rng.usize(1..5))
+        // Many at once for one upstream, in waves: what opens circuits, and meets them half-open.
+        let storm = rng.u32(0..6) == 0;
+        if storm && rng.bool() {
+            mood.errors = 700;
+        }
+        let apps = (0..if storm { rng.usize(3..6) } else { rng.usize(1..5) })
             .map(|_| {
                 let count = if storm { rng.usize(4..9) } else { rng.usize(1..5) };
                 let requests = |rng: &mut Rng, id: &mut u32| -> Vec<Asked> {
@@ -70,7 +74,7 @@ impl Scenario {
                         *id += 1;
                         let mut asked = Asked::draw(rng, *id, hang_ups);
                         if storm {
-                            asked.wait /= 20;
+                            asked.wait = Duration::from_millis(if *id % 4 == 0 { rng.u64(0..1500) } else { 0 });
                             asked.upstream = "one";
                         }
                         asked
@@ -90,6 +94,7 @@ impl Scenario {
                         })
                     }
                     1..4 => App::Http2(requests(rng, &mut id)),
+                    4..8 if storm => App::Http2(requests(rng, &mut id)),
                     _ => App::Http1(requests(rng, &mut id)),
                 }
             })

@@ -144,8 +144,8 @@ impl World {
             self.ledger.violation("the apps came to no end".to_owned());
         }
         self.ledger.note(Event::Note("the apps are done"));
+        self.settled().await;
         if drain.is_none() {
-            self.settled().await;
             self.drain().await;
         }
         self.end().await;
