@@ -17,6 +17,7 @@
 //! | [`telemetry`] | metrics, access log, logging, the last minutes and failures, what is noted for spans |
 //! | `otlp` | spans on their way to a collector; with the cargo feature of that name |
 //! | [`app`], [`reload`], [`shutdown`] | composition root, the only writer of the live table, drain |
+//! | `simulation` | the whole proxy between simulated apps and upstreams, in tests only (`docs/simulation.md`) |
 //! | [`demo`] | the self-running demonstration, and the misbehaving upstream that tests use too |
 //!
 //! `main → cli → {demo → app, app} → {otlp, proxy, admin, reload} → upstream → policy`; `config → policy settings`;

@@ -52,17 +52,22 @@ impl Scenario {
     pub(crate) fn draw(seed: u64) -> Scenario {
         let mut rng = Rng::with_seed(seed);
         let rng = &mut rng;
-        let mood = match rng.u32(0..10) {
+        let mut mood = match rng.u32(0..10) {
             0 => Mood { faults: 0, errors: 0, delay: 3 },
-            1..4 => Mood { faults: 0, errors: 100, delay: 20 },
-            4..8 => Mood { faults: 60, errors: 150, delay: 30 },
-            8 => Mood { faults: 250, errors: 100, delay: 50 },
+            1..3 => Mood { faults: 0, errors: 100, delay: 20 },
+            3..7 => Mood { faults: 100, errors: 150, delay: 30 },
+            7..9 => Mood { faults: 250, errors: 100, delay: 50 },
             _ => Mood { faults: 50, errors: 800, delay: 10 },
         };
-        let hang_ups = [0, 50, 300][rng.usize(0..3)];
+        let hang_ups = [0, 100, 400][rng.usize(0..3)];
         let mut id = 0;
-        let storm = rng.u32(0..8) == 0;
-        let apps = (0..rng.usize(1..5))
+        // Many at once for one upstream, in waves: what opens circuits, and meets them half-open.
+        let storm = rng.u32(0..5) == 0;
+        let target = ["one", "one", "two", "three"][rng.usize(0..4)];
+        if storm && rng.bool() {
+            mood.errors = 700;
+        }
+        let apps = (0..if storm { rng.usize(3..6) } else { rng.usize(1..5) })
             .map(|_| {
                 let count = if storm { rng.usize(4..9) } else { rng.usize(1..5) };
                 let requests = |rng: &mut Rng, id: &mut u32| -> Vec<Asked> {
@@ -70,8 +75,8 @@ impl Scenario {
                         *id += 1;
                         let mut asked = Asked::draw(rng, *id, hang_ups);
                         if storm {
-                            asked.wait /= 20;
-                            asked.upstream = "one";
+                            asked.wait = Duration::from_millis(if *id % 4 == 0 { rng.u64(0..1500) } else { 0 });
+                            asked.upstream = target;
                         }
                         asked
                     };
@@ -90,6 +95,7 @@ impl Scenario {
                         })
                     }
                     1..4 => App::Http2(requests(rng, &mut id)),
+                    4..8 if storm => App::Http2(requests(rng, &mut id)),
                     _ => App::Http1(requests(rng, &mut id)),
                 }
             })
@@ -129,7 +135,9 @@ impl Scenario {
         let all: Vec<Values> = self.configs().map(Values::draw).collect();
         let most = |of: fn(&Values) -> u64| all.iter().map(of).max().unwrap_or(0);
         let names = |pairs: &[&str]| pairs.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-        let tokens = (most(|it| it.burst) as f64, most(|it| it.rate) as f64, Duration::from_millis(1500));
+        // One that has its token may wait for a slot, for an address and for a connection.
+        let late = if self.mood.faults == 0 { 400 + self.mood.delay * 6 } else { 1500 };
+        let tokens = (most(|it| it.burst) as f64, most(|it| it.rate) as f64, Duration::from_millis(late));
         let budget = (most(|it| it.ratio) as f64 / 100.0, 1.0);
         Bounds {
             attempts: most(|it| it.attempts) as usize,
@@ -189,9 +197,9 @@ impl Values {
             probes: rng.u64(1..3),
             slots: rng.u64(1..4),
             burst: rng.u64(1..5),
-            rate: rng.u64(2..8),
+            rate: rng.u64(1..5),
             ratio: rng.u64(10..50),
-            request: rng.u64(2..6) * 1000,
+            request: rng.u64(800..3500),
             attempt: rng.u64(500..2500),
             connections: rng.u64(1..6),
             row: rng.u64(2..5),

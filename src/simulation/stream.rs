@@ -30,6 +30,9 @@ pub(crate) struct Weather {
     pub(crate) fate: Option<(u64, Fate)>,
 }
 
+/// As of `TCP_USER_TIMEOUT`: how long what nobody acknowledges is waited for.
+const GIVEN_UP: Duration = Duration::from_secs(120);
+
 /// A misfortune.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
@@ -74,6 +77,8 @@ struct Conn {
     pipes: [Pipe; 2],
     rng: Rng,
     gone: bool,
+    /// When the system gives it up, once it is gone.
+    given_up: Option<Instant>,
     /// Nothing arrives before this.
     partitioned_until: Option<Instant>,
     linger_zero: [bool; 2],
@@ -154,6 +159,7 @@ pub(crate) fn pair(
         }),
         rng,
         gone: false,
+        given_up: None,
         partitioned_until: None,
         linger_zero: [false; 2],
         dropped: [false; 2],
@@ -219,7 +225,7 @@ impl Conn {
 
     fn write(&mut self, side: usize, bytes: &[u8], cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let now = Instant::now();
-        if self.pipes[1 - side].is_reset(now) {
+        if self.pipes[1 - side].is_reset(now) || self.given_up.is_some_and(|at| at <= now) {
             return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
         }
         match self.pipes[side].end {
@@ -275,7 +281,11 @@ impl Conn {
                 // Its process died: what comes for it is answered by a reset.
                 self.dropped[side] = true;
             }
-            Some(Fate::Vanish) => self.gone = true,
+            Some(Fate::Vanish) => {
+                self.gone = true;
+                self.given_up = Some(now + GIVEN_UP);
+                self.pipes.iter_mut().for_each(Pipe::wake_reader);
+            }
             None => {}
         }
         Poll::Ready(Ok(n))
@@ -318,9 +328,10 @@ impl Conn {
         }
         match pipe.end {
             Some((due, _)) if due > now => Err(due),
+            None if self.given_up.is_some_and(|at| at <= now) => Ok(Poll::Ready(Err(io::ErrorKind::TimedOut.into()))),
             Some((_, End::Fin)) => Ok(Poll::Ready(Ok(()))),
             Some((_, End::Reset)) => Ok(Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()))),
-            None => Ok(Poll::Pending),
+            None => self.given_up.map_or(Ok(Poll::Pending), Err),
         }
     }
 

@@ -144,8 +144,8 @@ impl World {
             self.ledger.violation("the apps came to no end".to_owned());
         }
         self.ledger.note(Event::Note("the apps are done"));
+        self.settled().await;
         if drain.is_none() {
-            self.settled().await;
             self.drain().await;
         }
         self.end().await;
@@ -240,7 +240,8 @@ impl World {
             upstream.transport.retire();
         }
         drop(table);
-        sleep(Duration::from_secs(70)).await;
+        // What vanished is given up by the system after two minutes.
+        sleep(Duration::from_secs(150)).await;
         let open = self.ledger.book().open;
         if open > 0 {
             self.ledger.violation(format!("{open} connections to upstreams are left"));

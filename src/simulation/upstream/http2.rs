@@ -130,7 +130,7 @@ async fn answer(
     if let Some(seconds) = plan.retry_after {
         response = response.header("retry-after", seconds);
     }
-    if plan.seed % 2 == 0 && plan.status != 204 {
+    if plan.seed.is_multiple_of(2) && plan.status != 204 {
         response = response.header("content-length", plan.length);
     }
     let bare = head || plan.length == 0;
