@@ -23,8 +23,9 @@ const PIECE: usize = 2048;
 const MAX_EARLY: usize = 16 * 1024;
 /// How long, and for how much, we go on reading after our last byte, so that an app that still sends reads the answer
 /// rather than a reset.
-const LINGER: Duration = Duration::from_secs(1);
-const MAX_LINGER_BYTES: usize = 1024 * 1024;
+const LINGER: Duration = Duration::from_secs(5);
+/// Many apps look for an answer only when their whole body is gone.
+const MAX_LINGER_BYTES: usize = 64 * 1024 * 1024;
 
 /// What the connection and the requests on it tell each other.
 #[derive(Debug, Default)]

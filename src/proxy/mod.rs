@@ -179,6 +179,7 @@ pub(crate) fn serve(
         http1: request.version() != Version::HTTP_2,
     };
     let old = request.version() == Version::HTTP_10;
+    let has_body = !request.body().is_end_stream();
     let step = catch_unwind(AssertUnwindSafe(|| prepare(&connection, &table, request, &mut record)));
     let step = step.unwrap_or(Err(Error::Panic));
     async move {
@@ -208,7 +209,14 @@ pub(crate) fn serve(
             Ok(Outcome::Inside(upstream, target, app)) => {
                 return intercepted(&connection, upstream, target, app, record);
             }
-            Err(error) => refused(&connection, error, asked, record),
+            Err(error) => {
+                if asked.http1 && has_body {
+                    // The body was let go of just now. hyper gets a turn to look at what is left of it: unless that is next
+                    // to nothing the connection has to end, and the answer's head says so, lest the app sends more on it.
+                    tokio::task::yield_now().await;
+                }
+                refused(&connection, error, asked, record)
+            }
         };
         let closes = connection.retired.told.load(Ordering::Relaxed) || connection.proxy.drain.begun.is_cancelled();
         if asked.http1 && closes {

@@ -35,8 +35,22 @@ impl Place {
             ],
             3,
         );
-        let rate = of(&["off", "{requests: 300, per: 1s, max_wait: 300ms}", "{requests: 20, per: 500ms, burst: 5, max_wait: 100ms}"], 5);
-        let slots = of(&["off", "{max_in_flight: 64, max_queue: 64, max_wait: 250ms}", "{max_in_flight: 6, max_queue: 12, max_wait: 200ms}"], 4);
+        let rate = of(
+            &[
+                "off",
+                "{requests: 300, per: 1s, max_wait: 300ms}",
+                "{requests: 20, per: 500ms, burst: 5, max_wait: 100ms}",
+            ],
+            5,
+        );
+        let slots = of(
+            &[
+                "off",
+                "{max_in_flight: 64, max_queue: 64, max_wait: 250ms}",
+                "{max_in_flight: 6, max_queue: 12, max_wait: 200ms}",
+            ],
+            4,
+        );
         let most = of(&["{}", "{max: 12, max_idle: 3, idle_timeout: 2s, max_age: 5s}"], 7);
         let attempt = of(&["1s", "2s", "700ms"], 6);
         let memory = of(&["16MiB", "1MiB"], 8);

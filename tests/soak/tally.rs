@@ -69,7 +69,12 @@ impl Tally {
             let _ = writeln!(table, "{shown:<22}{how:<44}{count:>9}");
             last = who;
         }
-        let _ = writeln!(table, "{:<66}{:>9}", "POSTs without a key that reached an upstream, each once", state.posts.len());
+        let _ = writeln!(
+            table,
+            "{:<66}{:>9}",
+            "POSTs without a key that reached an upstream, each once",
+            state.posts.len()
+        );
         table
     }
 

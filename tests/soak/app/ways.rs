@@ -114,7 +114,9 @@ impl App {
     pub(super) async fn h2c(self: Arc<App>, end: &CancellationToken) {
         const WHO: &str = "h2c";
         let made = async { http2(self.connect().await?).await }.await;
-        let Ok((mut sender, _task)) = made.inspect_err(|why| self.tally.broken(format!("{WHO}: {why}"))) else { return };
+        let Ok((mut sender, _task)) = made.inspect_err(|why| self.tally.broken(format!("{WHO}: {why}"))) else {
+            return;
+        };
         for _ in 0..50 {
             if end.is_cancelled() || sender.ready().await.is_err() {
                 return;
