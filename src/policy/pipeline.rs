@@ -67,8 +67,10 @@ impl Policies {
         };
         async move {
             let result = self.repeat(&mut call).await;
-            if let Some(body) = &call.body {
-                body.release();
+            match (&call.body, &result) {
+                (Some(body), Ok(_)) => body.release(),
+                (Some(body), Err(_)) => body.abandon(),
+                (None, _) => {}
             }
             result
         }

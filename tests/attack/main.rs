@@ -31,4 +31,5 @@ mod smuggling;
 mod storms;
 mod strict;
 mod trailers;
+mod uploads;
 mod witness;

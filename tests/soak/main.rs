@@ -32,7 +32,7 @@ use crate::settings::Place;
 use crate::tally::Tally;
 use crate::upstream::{Speaks, Upstream};
 
-const HELP: &str = "The soak. Options: --minutes N (30; SOAK_MINUTES), --seed N (random; SOAK_SEED), --binary FILE (OUTRIGGER_BIN; else the \
+const HELP: &str = "The soak. Options: --minutes N (30; SOAK_MINUTES), --binary FILE (OUTRIGGER_BIN; else the \
                     one that cargo built)";
 
 /// How often the configuration changes.
@@ -42,31 +42,24 @@ const REST: Duration = Duration::from_secs(45);
 
 struct Options {
     minutes: f64,
-    seed: u64,
     binary: PathBuf,
 }
 
 fn options() -> Result<Options, String> {
     let variable = |name: &str| std::env::var(name).ok();
     let mut minutes = variable("SOAK_MINUTES").unwrap_or_else(|| "30".to_owned());
-    let mut seed = variable("SOAK_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000).to_string());
     let mut binary = variable("OUTRIGGER_BIN").unwrap_or_else(|| env!("CARGO_BIN_EXE_outrigger").to_owned());
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let place = match argument.as_str() {
             "--minutes" => &mut minutes,
-            "--seed" => &mut seed,
             "--binary" => &mut binary,
             other => return Err(format!("`{other}` is not known. {HELP}")),
         };
         *place = arguments.next().ok_or_else(|| format!("`{argument}` needs a value. {HELP}"))?;
     }
     let minutes = minutes.parse().ok().filter(|minutes| *minutes >= 0.5 && *minutes < 1e5);
-    Ok(Options {
-        minutes: minutes.ok_or("--minutes must be a number from 0.5")?,
-        seed: seed.parse().map_err(|_| "--seed must be a whole number")?,
-        binary: binary.into(),
-    })
+    Ok(Options { minutes: minutes.ok_or("--minutes must be a number from 0.5")?, binary: binary.into() })
 }
 
 fn main() -> ExitCode {
@@ -77,8 +70,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    println!("soak of {} for {} minutes, seed {}", options.binary.display(), options.minutes, options.seed);
-    fastrand::seed(options.seed);
+    println!("soak of {} for {} minutes", options.binary.display(), options.minutes);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(soak(&options))
 }
@@ -115,7 +107,7 @@ async fn soak(options: &Options) -> ExitCode {
     }
     faults.into_iter().for_each(|task| task.abort());
     for upstream in [&plain, &tls1, &tls2] {
-        upstream.heal();
+        upstream.heal().await;
     }
     apps.stop().await;
     let rest = figures.rest(&process, REST).await;

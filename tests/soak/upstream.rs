@@ -1,6 +1,7 @@
 //! The upstreams: HTTP/1 plain, HTTP/1 and HTTP/2 over TLS, each with faults that change every few seconds, on a port that
 //! stays the same. They check whatever arrives whole.
 
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::pin::pin;
@@ -99,16 +100,17 @@ pub(crate) struct Upstream {
     tally: Arc<Tally>,
 }
 
-fn bound(address: SocketAddr) -> Socket {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
-    socket.set_reuse_address(true).unwrap();
-    socket.bind(&address.into()).unwrap();
-    socket
+/// A socket that others of ours can be bound beside, as long as only one listens.
+fn bound(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
 }
 
 impl Upstream {
     pub(crate) fn start(speaks: Speaks, authority: &Authority, tally: Arc<Tally>) -> Arc<Upstream> {
-        let place = bound(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        let place = bound(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
         let address = place.local_addr().unwrap().as_socket().unwrap();
         let tls = (speaks != Speaks::Plain).then(|| {
             let key = PrivateKeyDer::Pkcs8(authority.key.clone().into());
@@ -150,33 +152,38 @@ impl Upstream {
                 Mood::Refuses => *self.up.lock().unwrap() = None,
                 Mood::Restarts => {
                     *self.up.lock().unwrap() = None;
-                    self.listen();
+                    self.heal().await;
                 }
                 Mood::Drains => self.drains.send_modify(|drains| *drains += 1),
                 Mood::Healthy | Mood::Unavailable | Mood::Breaks | Mood::Slow | Mood::Cuts | Mood::Hangs => {}
             }
             sleep(Duration::from_millis(fastrand::u64(500..3_000))).await;
-            self.heal();
+            self.heal().await;
         }
     }
 
     /// Is well again.
-    pub(crate) fn heal(self: &Arc<Upstream>) {
+    pub(crate) async fn heal(self: &Arc<Upstream>) {
         self.mood.store(Mood::Healthy as u8, Ordering::Relaxed);
-        self.listen();
+        // Where it has just gone down, what listened may not have closed yet.
+        while !self.listen() {
+            sleep(Duration::from_millis(5)).await;
+        }
     }
 
-    fn listen(self: &Arc<Upstream>) {
+    fn listen(self: &Arc<Upstream>) -> bool {
         let mut up = self.up.lock().unwrap();
         if up.is_none() {
-            let socket = bound(self.address);
-            socket.listen(1024).unwrap();
+            let Ok(socket) = bound(self.address).and_then(|socket| socket.listen(1024).map(|()| socket)) else {
+                return false;
+            };
             socket.set_nonblocking(true).unwrap();
             let listener = TcpListener::from_std(socket.into()).unwrap();
             let token = CancellationToken::new();
             tokio::spawn(self.clone().serve(listener, token.clone()));
             *up = Some(token.drop_guard());
         }
+        true
     }
 
     async fn serve(self: Arc<Upstream>, listener: TcpListener, up: CancellationToken) {
