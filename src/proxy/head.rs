@@ -105,6 +105,11 @@ impl Inspector {
         matches!(self.state, State::Head(_))
     }
 
+    /// Whether no request is under way whose body has not passed. Part of a head may have.
+    pub(crate) fn between(&self) -> bool {
+        matches!(self.state, State::Head(_) | State::Undecided)
+    }
+
     /// Whether a CONNECT was seen, so that what follows is not ours to judge.
     pub fn opaque(&self) -> bool {
         matches!(self.state, State::Opaque)

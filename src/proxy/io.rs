@@ -223,7 +223,7 @@ impl AppIo {
                 self.broke(what);
             }
         }
-        self.link.arrived.store(self.inspector.in_head(), Ordering::Relaxed);
+        self.link.arrived.store(self.inspector.between(), Ordering::Relaxed);
     }
 
     fn broke(&mut self, what: &'static str) {
@@ -272,7 +272,7 @@ impl AppIo {
 
     /// Whether the app may still be sending something that nobody will read.
     fn unfinished(&self) -> bool {
-        self.over.is_some() || !self.inspector.in_head() && !self.inspector.undecided() || !self.held.is_empty()
+        self.over.is_some() || !self.inspector.between() || !self.held.is_empty()
     }
 }
 
@@ -339,7 +339,7 @@ impl AsyncRead for AppIo {
                         n
                     }
                 };
-                me.link.arrived.store(me.inspector.in_head(), Ordering::Relaxed);
+                me.link.arrived.store(me.inspector.between(), Ordering::Relaxed);
                 buf.set_filled(before + good);
                 if me.held.is_empty() && me.inspector.in_head() {
                     me.clock = None;

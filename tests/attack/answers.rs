@@ -253,6 +253,27 @@ async fn informational_answers_without_end_are_a_time_out() {
     proxy.stop().await;
 }
 
+/// Some clients ask for an upgrade with every request (`h2c`). Their connections live on all the same.
+#[tokio::test]
+async fn a_connection_whose_upgrade_nobody_takes_lives_on() {
+    // Nobody listens there.
+    let gone = Origin::closing("").await.address();
+    let proxy =
+        Proxy::start(&format!("upstreams:\n  up: {{hosts: [up.test], to: [\"http://{gone}\"], retry: off}}\n")).await;
+    let (mut app, mut held) = (proxy.connect().await, Vec::new());
+    for _ in 0..3 {
+        app.send(
+            "POST http://up.test/ HTTP/1.1\r\nHost: up.test\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n",
+        )
+        .await;
+        app.send("HTTP2-Settings: AAMAAABkAAQAAP__\r\nContent-Length: 2\r\n\r\nhi").await;
+        let (got, open) = final_answer(&mut app, &mut held, Asked::Other).await;
+        let Got::Whole(answer) = got else { panic!("{got:?}") };
+        assert!(answer.status == 502 && open && answer.message.all("connection").is_empty(), "{answer:?}");
+    }
+    proxy.stop().await;
+}
+
 /// What an upstream says on a connection that nobody asks anything of is taken for no answer.
 #[tokio::test]
 async fn an_answer_that_comes_on_an_idle_connection_is_nobodys() {
