@@ -336,6 +336,9 @@ mod tests {
         for value in [" a", "a ", "\ta", "a\t", " "] {
             assert!(check_http2(&map(&[("x", value)])).is_err(), "{value:?}");
         }
+        let mut odd = HeaderMap::new();
+        odd.insert(HeaderName::from_lowercase(b"a\"b").unwrap(), HeaderValue::from_static("1"));
+        assert!(check_http2(&odd).is_err());
     }
 
     #[test]
