@@ -1,7 +1,7 @@
 //! Which addresses may be dialled: classes and CIDRs, judged on the address itself, with IPv4 inside IPv6 unwrapped.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnet::IpNet;
 
@@ -47,8 +47,8 @@ impl AddressRule {
             _ => {
                 let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
                 match (text.parse::<IpNet>(), bare.parse::<IpAddr>()) {
-                    (Ok(net), _) => AddressRule::Cidr(net.trunc()),
-                    (Err(_), Ok(ip)) => AddressRule::Cidr(IpNet::from(ip)),
+                    (Ok(net), _) => AddressRule::Cidr(unmapped(net.trunc())),
+                    (Err(_), Ok(ip)) => AddressRule::Cidr(IpNet::from(ip.to_canonical())),
                     (Err(_), Err(_)) => {
                         let classes = AddressRule::CLASSES.join(", ");
                         return Err(format!(
@@ -70,7 +70,7 @@ impl AddressRule {
             (AddressRule::LinkLocal, IpAddr::V4(ip)) => ip.is_link_local(),
             (AddressRule::LinkLocal, IpAddr::V6(ip)) => ip.is_unicast_link_local(),
             (AddressRule::Metadata, IpAddr::V4(ip)) => METADATA_V4.contains(&ip),
-            (AddressRule::Metadata, IpAddr::V6(ip)) => ip == METADATA_V6,
+            (AddressRule::Metadata, IpAddr::V6(ip)) => METADATA_V6.contains(&ip),
             (AddressRule::Private, IpAddr::V4(ip)) => ip.is_private(),
             (AddressRule::Private, IpAddr::V6(ip)) => ip.is_unique_local(),
             (AddressRule::Cgnat, IpAddr::V4(ip)) => ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64,
@@ -90,11 +90,44 @@ impl AddressRule {
     }
 }
 
-/// AWS, GCP, Azure and most others; Azure's wire server; Alibaba Cloud.
-const METADATA_V4: [Ipv4Addr; 3] =
-    [Ipv4Addr::new(169, 254, 169, 254), Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(100, 100, 100, 200)];
-/// AWS over IPv6.
-const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
+/// Where clouds serve what identifies an instance, mostly its credentials. Most are link-local too; that they are named here
+/// keeps `allow_addresses: [link_local]` from opening them.
+const METADATA_V4: [Ipv4Addr; 9] = [
+    // AWS, Google Cloud, Azure, Oracle, OpenStack and most others.
+    Ipv4Addr::new(169, 254, 169, 254),
+    // AWS: the credentials of ECS tasks and of EKS pods.
+    Ipv4Addr::new(169, 254, 170, 2),
+    Ipv4Addr::new(169, 254, 170, 23),
+    // Azure's wire server, which is no special address at all.
+    Ipv4Addr::new(168, 63, 129, 16),
+    // Alibaba Cloud.
+    Ipv4Addr::new(100, 100, 100, 200),
+    // Tencent Cloud, both.
+    Ipv4Addr::new(169, 254, 0, 23),
+    Ipv4Addr::new(169, 254, 10, 10),
+    // Scaleway.
+    Ipv4Addr::new(169, 254, 42, 42),
+    // Oracle Cloud Classic.
+    Ipv4Addr::new(192, 0, 0, 192),
+];
+/// The same over IPv6.
+const METADATA_V6: [Ipv6Addr; 8] = [
+    // AWS, and there the credentials of EKS pods.
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254),
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23),
+    // Google Cloud.
+    Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254),
+    // Oracle Cloud.
+    Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe),
+    // Alibaba Cloud.
+    Ipv6Addr::new(0xfd00, 0x100, 0, 0, 0, 0, 0x100, 0x200),
+    // OpenStack.
+    Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9fe),
+    // Akamai (Linode).
+    Ipv6Addr::new(0xfd00, 0xa9fe, 0xa9fe, 0, 0, 0, 0, 1),
+    // Scaleway.
+    Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42),
+];
 
 /// The IANA IPv4 special-purpose registry, with multicast and the reserved block. The two addresses of 192.0.0.0/24 and the
 /// anycast blocks that are globally reachable are special all the same.
@@ -132,30 +165,66 @@ fn in_v4(ip: u32, net: [u8; 4], length: u32) -> bool {
     ip >= FROM_MULTICAST_V4 || ip >> (32 - length) == u32::from_be_bytes(net) >> (32 - length)
 }
 
-/// The IPv4 addresses that an IPv6 address leads to: mapped (RFC 4291), compatible (deprecated), NAT64 (RFC 6052, RFC 8215),
-/// 6to4 (RFC 3056), and of Teredo (RFC 4380) both the server and the client, whose address is written inverted.
-fn inside(ip: Ipv6Addr) -> [Option<Ipv4Addr>; 2] {
+/// The IPv4 addresses that an IPv6 address leads to: mapped and compatible (RFC 4291), translated (RFC 2765), NAT64
+/// (RFC 6052, RFC 8215), 6to4 (RFC 3056), ISATAP (RFC 5214), and of Teredo (RFC 4380) both the server and the client, whose
+/// address is written inverted.
+fn inside(ip: Ipv6Addr) -> impl Iterator<Item = Ipv4Addr> {
     let bits = u128::from(ip);
-    let s = ip.segments();
-    let last = Some(Ipv4Addr::from(bits as u32));
-    match s {
+    let at = |shift: u32| Some(Ipv4Addr::from((bits >> shift) as u32));
+    let found = match ip.segments() {
         // :: and ::1 are addresses of their own.
-        [0, 0, 0, 0, 0, 0, 0, 0 | 1] => [None, None],
-        [0, 0, 0, 0, 0, 0 | 0xffff, _, _] | [0x64, 0xff9b, 0, 0, 0, 0, _, _] | [0x64, 0xff9b, 1, ..] => {
-            [last, local_nat64(s)]
+        [0, 0, 0, 0, 0, 0, 0, 0 | 1] => [None; 4],
+        [0, 0, 0, 0, 0, 0 | 0xffff, _, _] | [0, 0, 0, 0, 0xffff, 0, _, _] | [0x64, 0xff9b, 0 | 1, 0, 0, 0, _, _] => {
+            [at(0), None, None, None]
         }
-        // IPv4-translated (RFC 2765).
-        [0, 0, 0, 0, 0xffff, 0, _, _] => [last, None],
-        [0x2002, ..] => [Some(Ipv4Addr::from((bits >> 80) as u32)), None],
-        [0x2001, 0, ..] => [Some(Ipv4Addr::from((bits >> 64) as u32)), Some(Ipv4Addr::from(!(bits as u32)))],
-        _ => [None, None],
+        [0x64, 0xff9b, 1, ..] => local_nat64(bits),
+        [0x2002, ..] => [at(80), None, None, None],
+        [0x2001, 0, ..] => [at(64), Some(Ipv4Addr::from(!(bits as u32))), None, None],
+        [_, _, _, _, 0 | 0x200, 0x5efe, _, _] => [at(0), None, None, None],
+        _ => [None; 4],
+    };
+    found.into_iter().flatten()
+}
+
+/// Inside 64:ff9b:1::/48 a network may cut its prefix after 48, 56, 64 or 96 bits, and the shorter three leave out the octet
+/// in the middle (RFC 6052 section 2.2). Which one it is can't be seen, so all of them count. What reads as 0.0.0.0/8 is the
+/// padding of another cut.
+fn local_nat64(bits: u128) -> [Option<Ipv4Addr>; 4] {
+    let without_middle = bits >> 64 << 56 | bits & ((1 << 56) - 1);
+    [bits, without_middle >> 40, without_middle >> 32, without_middle >> 24]
+        .map(|bits| Some(Ipv4Addr::from(bits as u32)).filter(|ip| ip.octets()[0] != 0))
+}
+
+/// A range of IPv4 that is written in its IPv6 form, as the IPv4 that it is.
+fn unmapped(net: IpNet) -> IpNet {
+    match (net.addr(), net.addr().to_canonical(), net.prefix_len().checked_sub(96)) {
+        (IpAddr::V6(_), ip @ IpAddr::V4(_), Some(length)) => IpNet::new(ip, length).unwrap_or(net),
+        (_, IpAddr::V4(_) | IpAddr::V6(_), _) => net,
     }
 }
 
-/// With a /48 prefix the IPv4 address stands around the zero octet (RFC 6052 section 2.2); 64:ff9b:1::/48 may be cut either way.
-fn local_nat64(s: [u16; 8]) -> Option<Ipv4Addr> {
-    let [high, low] = [s[3].to_be_bytes(), s[4].to_be_bytes()];
-    (s[0] == 0x64 && s[2] == 1).then(|| Ipv4Addr::new(high[0], high[1], low[1], s[5].to_be_bytes()[0]))
+/// Whether connecting to `address` reaches who listens on `listener`, as far as addresses alone tell: the unspecified address
+/// is reached by loopback ones, and connecting to the unspecified address is connecting to loopback.
+pub(crate) fn reaches(listener: SocketAddr, address: SocketAddr) -> bool {
+    if listener.port() != address.port() {
+        return false;
+    }
+    let (listener, ip) = (listener.ip().to_canonical(), address.ip().to_canonical());
+    listener == ip
+        || (listener.is_unspecified() || listener.is_loopback()) && ip.is_unspecified()
+        || listener.is_unspecified() && ip.is_loopback()
+}
+
+/// What `localhost` resolves to.
+pub(crate) const LOCALHOST: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+
+/// The address itself, then those inside it.
+fn leads_to(ip: IpAddr) -> impl Iterator<Item = IpAddr> {
+    let inner = match ip {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(ip) => Some(inside(ip)),
+    };
+    std::iter::once(ip).chain(inner.into_iter().flatten().map(IpAddr::V4))
 }
 
 /// A set of rules.
@@ -163,28 +232,15 @@ fn local_nat64(s: [u16; 8]) -> Option<Ipv4Addr> {
 pub struct AddressSet(pub Vec<AddressRule>);
 
 impl AddressSet {
-    /// The first rule that covers the address, or an IPv4 address inside it (mapped, NAT64, 6to4, Teredo).
+    /// The first rule that covers the address, or an IPv4 address inside it.
     pub fn judge(&self, ip: IpAddr) -> Option<&AddressRule> {
-        if self.0.is_empty() {
-            return None;
-        }
-        let covering = |ip: IpAddr| self.0.iter().find(|rule| rule.covers(ip));
-        let inner = match ip {
-            IpAddr::V4(_) => [None, None],
-            IpAddr::V6(ip) => inside(ip),
-        };
-        covering(ip).or_else(|| inner.into_iter().flatten().find_map(|ip| covering(IpAddr::V4(ip))))
+        leads_to(ip).find_map(|ip| self.0.iter().find(|rule| rule.covers(ip)))
     }
 
     /// The rule of `self` that forbids the address and that `allow` doesn't lift. Metadata addresses are lifted only by
     /// `metadata` itself or a CIDR, since `link_local` and `private` hold some of them by accident.
     pub fn forbids(&self, ip: IpAddr, allow: &AddressSet) -> Option<&AddressRule> {
-        let inner = match ip {
-            IpAddr::V4(_) => [None, None],
-            IpAddr::V6(ip) => inside(ip),
-        };
-        let leads_to = std::iter::once(ip).chain(inner.into_iter().flatten().map(IpAddr::V4));
-        leads_to
+        leads_to(ip)
             .flat_map(|candidate| self.0.iter().map(move |rule| (rule, candidate)))
             .filter(|(rule, candidate)| rule.covers(*candidate))
             .find(|(rule, candidate)| !allow.0.iter().any(|allowed| allowed.lifts(rule, *candidate, ip)))
@@ -193,10 +249,11 @@ impl AddressSet {
 }
 
 impl AddressRule {
-    /// Whether it allows what `forbidding` forbids; `ip` was found in `outer`, or is it.
+    /// Whether it allows what `forbidding` forbids; `ip` was found in `outer`, or is it. A range of IPv6 allows what is inside
+    /// it only where it says so to the bit: who allows all of NAT64 hasn't allowed what a rule forbids behind it.
     fn lifts(&self, forbidding: &AddressRule, ip: IpAddr, outer: IpAddr) -> bool {
         match self {
-            AddressRule::Cidr(net) => net.contains(&ip) || net.contains(&outer),
+            AddressRule::Cidr(net) => net.contains(&ip) || net.prefix_len() > 96 && net.contains(&outer),
             AddressRule::Metadata => self.covers(ip),
             AddressRule::Loopback
             | AddressRule::LinkLocal
@@ -254,8 +311,15 @@ mod tests {
             ("fe80::1", "link_local"),
             ("febf::1", "link_local"),
             ("fd00:ec2::254", "metadata"),
+            ("fd00:ec2::23", "metadata"),
+            ("fd20:ce::254", "metadata"),
+            ("fd00:c1::a9fe:a9fe", "metadata"),
+            ("fd00:100::100:200", "metadata"),
+            ("fd00:a9fe:a9fe::1", "metadata"),
+            ("fd00:42::42", "metadata"),
             ("168.63.129.16", "metadata"),
             ("100.100.100.200", "metadata"),
+            ("192.0.0.192", "metadata"),
         ] {
             assert_eq!(judged(BUILT_IN, ip).as_deref(), Some(rule), "{ip}");
         }
@@ -278,6 +342,10 @@ mod tests {
             "64:ff9b:1:7f00:0:100::",
             "2002:7f00:1::1",
             "2001:0:7f00:1::",
+            "64:ff9b:1:7f:0:0:100:0",
+            "64:ff9b:1:0:7f:0:100:0",
+            "2001:db8::5efe:127.0.0.1",
+            "2001:db8::200:5efe:7f00:1",
             // The client of Teredo: 127.0.0.1 inverted.
             "2001:0:808:808:0:0:80ff:fffe",
         ] {
@@ -286,7 +354,16 @@ mod tests {
         assert_eq!(judged(BUILT_IN, "::ffff:169.254.169.254").as_deref(), Some("link_local"));
         assert_eq!(judged(&["metadata"], "64:ff9b::a9fe:a9fe").as_deref(), Some("metadata"));
         assert_eq!(judged(&["10.0.0.0/8"], "2002:a01:203::").as_deref(), Some("10.0.0.0/8"));
-        assert_eq!(judged(BUILT_IN, "64:ff9b::8.8.8.8"), None);
+        // What is public stays so, in every cut that a network's own NAT64 prefix may have.
+        for ip in [
+            "64:ff9b::8.8.8.8",
+            "64:ff9b:1::8.8.8.8",
+            "64:ff9b:1:808:8:800::",
+            "64:ff9b:1:8:8:808::",
+            "64:ff9b:1:0:8:808:800::",
+        ] {
+            assert_eq!(judged(BUILT_IN, ip), None, "{ip}");
+        }
     }
 
     #[test]
@@ -323,6 +400,26 @@ mod tests {
     }
 
     #[test]
+    fn a_range_in_its_ipv6_form_is_the_ipv4_range() {
+        assert_eq!(judged(&["::ffff:10.0.0.0/104"], "10.9.9.9").as_deref(), Some("10.0.0.0/8"));
+        assert_eq!(judged(&["[::ffff:10.9.9.9]"], "10.9.9.9").as_deref(), Some("10.9.9.9/32"));
+        assert_eq!(judged(&["::/0"], "10.9.9.9"), None);
+        assert_eq!(judged(&["::/0"], "::ffff:10.9.9.9").as_deref(), Some("::/0"));
+    }
+
+    #[test]
+    fn a_wide_range_of_ipv6_does_not_allow_the_ipv4_that_is_forbidden_inside_it() {
+        let deny = set(&["loopback", "link_local", "metadata", "all_special"]);
+        let forbids =
+            |ip: &str, allow: &[&str]| deny.forbids(ip.parse().unwrap(), &set(allow)).map(ToString::to_string);
+        assert_eq!(forbids("64:ff9b::8.8.8.8", &["64:ff9b::/96"]), None);
+        assert_eq!(forbids("64:ff9b::169.254.169.254", &["64:ff9b::/96"]).as_deref(), Some("link_local"));
+        assert_eq!(forbids("64:ff9b::127.0.0.1", &["::/0"]).as_deref(), Some("loopback"));
+        assert_eq!(forbids("64:ff9b::10.0.0.5", &["64:ff9b::/96", "10.0.0.0/8"]), None);
+        assert_eq!(forbids("64:ff9b::10.0.0.5", &["64:ff9b::10.0.0.0/104"]), None);
+    }
+
+    #[test]
     fn an_allowed_address_is_not_forbidden() {
         let deny = set(BUILT_IN);
         let ip = "127.0.0.1".parse().unwrap();
@@ -335,6 +432,9 @@ mod tests {
         assert!(deny.forbids(metadata, &set(&["link_local"])).is_some());
         assert!(deny.forbids(metadata, &set(&["link_local", "metadata"])).is_none());
         assert!(deny.forbids(metadata, &set(&["169.254.169.254"])).is_none());
+        for ip in METADATA_V4.map(IpAddr::V4).into_iter().chain(METADATA_V6.map(IpAddr::V6)) {
+            assert!(deny.forbids(ip, &set(&["link_local", "private", "cgnat", "all_special"])).is_some(), "{ip}");
+        }
     }
 
     #[test]
@@ -358,6 +458,8 @@ mod tests {
                     0x2002 << 112 | bits << 80,
                     0x2001_0000 << 96 | bits << 64,
                     0x2001_0000 << 96 | u128::from(!(bits as u32)),
+                    0xffff << 48 | bits,
+                    0x2001_0db8 << 96 | 0x5efe << 32 | bits,
                 ] {
                     prop_assert!(deny.judge(IpAddr::V6(Ipv6Addr::from(wrapped))).is_some());
                 }

@@ -104,6 +104,17 @@ pub enum HeadBound {
     Fields,
 }
 
+/// What Outrigger itself has no more of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Overload {
+    /// `limits.max_connections`
+    Connections,
+    /// File descriptors, or memory of the kernel's.
+    Descriptors,
+    /// Look-ups of names at once.
+    Lookups,
+}
+
 /// What happened instead of an answer.
 #[derive(Clone, Debug)]
 pub enum Error {
@@ -133,8 +144,8 @@ pub enum Error {
     ConcurrencyLimited,
     /// No connection of `connections.max` became free in time.
     NoConnection,
-    /// `limits.max_connections` is reached, or the process has no descriptors left.
-    Overloaded,
+    /// Outrigger itself has no room: nothing was asked of the upstream.
+    Overloaded(Overload),
     /// No connection could be made, or it refused the request: nothing was processed.
     Connect {
         /// What went wrong.
@@ -195,7 +206,7 @@ impl Error {
             Error::RateLimited(_) => "rate_limited",
             Error::ConcurrencyLimited => "concurrency",
             Error::NoConnection => "no_connection",
-            Error::Overloaded => "overloaded",
+            Error::Overloaded(_) => "overloaded",
             Error::Connect { failure, .. } => match failure {
                 ConnectFailure::Dns => "dns_error",
                 ConnectFailure::DnsTimeout => "dns_timeout",
@@ -233,7 +244,7 @@ impl Error {
             Error::CircuitOpen(_)
             | Error::ConcurrencyLimited
             | Error::NoConnection
-            | Error::Overloaded
+            | Error::Overloaded(_)
             | Error::ShuttingDown => 503,
             Error::Connect { failure, .. } => match failure {
                 ConnectFailure::DnsTimeout | ConnectFailure::Timeout => 504,
@@ -265,7 +276,7 @@ impl Error {
             Error::Denied(Denial::Unmatched | Denial::ConnectPort(_) | Denial::Connect) => "http_request_denied",
             Error::CircuitOpen(_) => "destination_unavailable",
             Error::RateLimited(_) => "http_request_denied",
-            Error::ConcurrencyLimited | Error::NoConnection | Error::Overloaded => "connection_limit_reached",
+            Error::ConcurrencyLimited | Error::NoConnection | Error::Overloaded(_) => "connection_limit_reached",
             Error::Connect { failure, .. } => match failure {
                 ConnectFailure::Dns => "dns_error",
                 ConnectFailure::DnsTimeout => "dns_timeout",
@@ -305,7 +316,7 @@ impl Error {
             | Error::RateLimited(_)
             | Error::ConcurrencyLimited
             | Error::NoConnection
-            | Error::Overloaded
+            | Error::Overloaded(_)
             | Error::ShuttingDown
             | Error::Panic => Origin::Proxy,
             Error::Connect { .. }
@@ -331,7 +342,7 @@ impl Error {
             | Error::RateLimited(_)
             | Error::ConcurrencyLimited
             | Error::NoConnection
-            | Error::Overloaded
+            | Error::Overloaded(_)
             | Error::Connect { .. } => Sent::No,
             Error::Reset { sent, .. } | Error::AttemptTimeout { sent } | Error::Deadline { sent, .. } => *sent,
             Error::AppSilent
@@ -349,7 +360,7 @@ impl Error {
             Error::CircuitOpen(wait) | Error::RateLimited(wait) => {
                 Some((wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).max(1))
             }
-            Error::ConcurrencyLimited | Error::NoConnection | Error::Overloaded | Error::ShuttingDown => Some(1),
+            Error::ConcurrencyLimited | Error::NoConnection | Error::Overloaded(_) | Error::ShuttingDown => Some(1),
             Error::BadRequest(_)
             | Error::UriTooLong
             | Error::Expectation
@@ -404,7 +415,15 @@ impl fmt::Display for Error {
             Error::RateLimited(_) => f.write_str("no token of the rate limit became free in time"),
             Error::ConcurrencyLimited => f.write_str("no slot of the concurrency limit became free in time"),
             Error::NoConnection => f.write_str("no connection to the upstream became free in time (connections.max)"),
-            Error::Overloaded => f.write_str("Outrigger is at its limit of connections (limits.max_connections)"),
+            Error::Overloaded(Overload::Connections) => {
+                f.write_str("Outrigger is at its limit of connections (limits.max_connections)")
+            }
+            Error::Overloaded(Overload::Descriptors) => {
+                f.write_str("Outrigger is at the process's limit of open files (ulimit -n)")
+            }
+            Error::Overloaded(Overload::Lookups) => {
+                f.write_str("too many names are being looked up at once: the name servers don't answer")
+            }
             Error::Connect { failure, detail } => {
                 f.write_str(match failure {
                     ConnectFailure::Dns => "the upstream's name could not be resolved",

@@ -20,7 +20,8 @@
 //! | [`demo`] | the self-running demonstration, and the misbehaving upstream that tests use too |
 //!
 //! `main → cli → {demo → app, app} → {otlp, proxy, admin, reload} → upstream → policy`; `config → policy settings`;
-//! `policy, config → document`. The leaves ([`error`], [`message`], [`origin`], [`address`], [`shared`], [`units`], `frames`) use only each other.
+//! `policy, config → document`. The leaves ([`error`], [`message`], [`origin`], [`address`], `descriptors`, `frames`, [`shared`], [`tcp`],
+//! [`trailers`], [`units`]) use only each other.
 
 pub mod address;
 pub mod admin;
@@ -28,6 +29,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod demo;
+pub(crate) mod descriptors;
 pub mod document;
 pub mod error;
 pub mod explain;
@@ -43,6 +45,10 @@ pub mod proxy;
 pub mod reload;
 pub mod shared;
 pub mod shutdown;
+#[cfg(test)]
+mod simulation;
+pub mod tcp;
 pub mod telemetry;
+pub mod trailers;
 pub mod units;
 pub mod upstream;

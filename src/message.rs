@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use crate::error::{Error, Sent};
 use crate::origin::Origin;
 use crate::telemetry::spans::Draft;
+use crate::trailers;
 
 /// A request of an app's, ready to be sent as often as its policy allows.
 pub struct Outbound {
@@ -50,7 +51,7 @@ impl Body for AppBody {
 
     /// An error of the app's connection is [`Error::AppGone`].
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        match self.get_mut() {
+        let mut polled = match self.get_mut() {
             AppBody::Empty => Poll::Ready(None),
             AppBody::Incoming(body) => Pin::new(body).poll_frame(cx).map_err(|_| Error::AppGone),
             AppBody::Stream(body) => match Pin::new(&mut *body).poll_frame(cx) {
@@ -59,7 +60,13 @@ impl Body for AppBody {
                 polled => polled.map_err(|_| Error::AppGone),
             },
             AppBody::Boxed(body) => Pin::new(body).poll_frame(cx),
+        };
+        if let Poll::Ready(Some(Ok(frame))) = &mut polled
+            && let Some(trailers) = frame.trailers_mut()
+        {
+            trailers::clean(trailers);
         }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {
@@ -161,6 +168,8 @@ pub struct Upload {
     total: AtomicU64,
     /// The app broke its body off or hung up.
     pub app_gone: AtomicBool,
+    /// It was read to its end.
+    pub whole: AtomicBool,
     /// It is the app's turn: the upstream would take more than the app has sent so far.
     pub awaits_app: AtomicBool,
 }

@@ -17,20 +17,21 @@ pub(super) struct Refusal {
     pub(super) text: &'static str,
 }
 
-/// The Host must be loopback or the address that the connection came in on.
+/// What the request is for, which must be loopback or the address that the connection came in on.
 pub(super) fn host(headers: &HeaderMap, uri: &http::Uri, local: SocketAddr) -> Result<(), Refusal> {
     let refusal = Refusal {
         status: StatusCode::FORBIDDEN,
         text: "the Host must be a loopback name or address, or the address that admin listens on",
     };
-    let asked = match uri.authority() {
-        Some(authority) => Some(authority.as_str()),
-        None => one(headers.get_all(HOST).iter()),
-    };
-    let (host, _) = asked.and_then(|text| parse_authority(text).ok()).ok_or(refusal)?;
-    let ours = match host {
-        Host::Name(name) => &*name == "localhost" || name.ends_with(".localhost"),
-        Host::Ip(ip) => ip.to_canonical().is_loopback() || ip.to_canonical() == local.ip().to_canonical(),
+    let line = one(headers.get_all(HOST).iter());
+    // A URL goes before the Host (RFC 9112 section 3.2.2), but a browser's request has no two opinions.
+    if uri.authority().is_some_and(|authority| line != Some(authority.as_str())) {
+        return Err(refusal);
+    }
+    let (host, _) = line.and_then(read).ok_or(refusal)?;
+    let ours = match &host {
+        Host::Name(_) => host.is_localhost(),
+        Host::Ip(ip) => ip.is_loopback() || *ip == local.ip().to_canonical(),
     };
     if ours { Ok(()) } else { Err(refusal) }
 }
@@ -42,20 +43,22 @@ pub(super) fn same_origin(headers: &HeaderMap) -> Result<(), Refusal> {
         text: "a web page of another origin may neither change anything here nor listen",
     };
     // Browsers say on their own account where a request comes from.
-    match headers.get("sec-fetch-site").map(HeaderValue::as_bytes) {
-        None | Some(b"same-origin" | b"none") => {}
-        Some(_) => return Err(refusal),
+    let said = headers.get_all("sec-fetch-site");
+    if said.iter().any(|site| !matches!(site.as_bytes(), b"same-origin" | b"none")) {
+        return Err(refusal);
     }
     if !headers.contains_key(ORIGIN) {
         return Ok(());
     }
-    let origin = one(headers.get_all(ORIGIN).iter()).and_then(|text| text.strip_prefix("http://")).ok_or(refusal)?;
-    let host = one(headers.get_all(HOST).iter()).ok_or(refusal)?;
-    let read = |text| parse_authority(text).map(|(host, port)| (host, port.unwrap_or(Scheme::Http.default_port())));
-    match (read(origin), read(host)) {
-        (Ok(origin), Ok(host)) if origin == host => Ok(()),
-        (Ok(_) | Err(_), Ok(_) | Err(_)) => Err(refusal),
-    }
+    let origin = one(headers.get_all(ORIGIN).iter()).and_then(|text| read(text.strip_prefix("http://")?));
+    let host = one(headers.get_all(HOST).iter()).and_then(read);
+    if origin.is_some() && origin == host { Ok(()) } else { Err(refusal) }
+}
+
+/// A host and its port.
+fn read(text: &str) -> Option<(Host, u16)> {
+    let (host, port) = parse_authority(text).ok()?;
+    Some((host, port.unwrap_or(Scheme::Http.default_port())))
 }
 
 /// `Authorization: Bearer` must carry the token, where there is one.
@@ -104,6 +107,9 @@ mod tests {
         assert!(host(&headers(&[("host", "localhost"), ("host", "localhost")]), &"/".parse().unwrap(), local).is_err());
         let absolute = "http://evil.example/".parse().unwrap();
         assert!(host(&headers(&[("host", "localhost")]), &absolute, local).is_err());
+        let absolute = "http://localhost/".parse().unwrap();
+        assert!(host(&headers(&[("host", "evil.example")]), &absolute, local).is_err());
+        assert!(host(&headers(&[("host", "localhost")]), &absolute, local).is_ok());
     }
 
     #[test]
@@ -115,7 +121,10 @@ mod tests {
         for origin in ["null", "http://localhost:8080", "https://localhost:7172", "http://evil.example", ""] {
             assert!(!of(&[("host", "localhost:7172"), ("origin", origin)]), "{origin}");
         }
-        assert!(!of(&[("host", "localhost:7172"), ("sec-fetch-site", "cross-site")]));
+        for site in ["cross-site", "same-site", "Same-Origin", ""] {
+            assert!(!of(&[("host", "localhost:7172"), ("sec-fetch-site", site)]), "{site}");
+        }
+        assert!(!of(&[("host", "localhost"), ("sec-fetch-site", "none"), ("sec-fetch-site", "cross-site")]));
     }
 
     #[test]

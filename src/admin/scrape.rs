@@ -5,13 +5,14 @@ use tokio::time::Instant;
 
 use super::certificate::expires;
 use crate::policy::replay::ReplayMemory;
-use crate::telemetry::metrics::{Connections, Metrics};
+use crate::telemetry::metrics::{Connections, Limit, Metrics};
 use crate::upstream::table::Table;
 use crate::upstream::{Lane, Upstream};
 
 /// The metrics in the text exposition format, as of `now`.
 pub(super) fn scrape(metrics: &Metrics, table: &Table, replay: &ReplayMemory, now: Instant) -> String {
     metrics.set_replay(replay.held(), replay.refused());
+    metrics.set_refused(Limit::Names, table.connector.names_forgotten());
     for upstream in table.upstreams.iter().chain([&table.unmatched]) {
         let own_ca = table.interception.as_ref().filter(|_| upstream.intercepts());
         show(upstream, own_ca.map(|own| own.chain()), now);

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use http::Method;
 
+use crate::address::{LOCALHOST, reaches};
 use crate::config::{Config, Connect, Match, PathMatch, Upstream, UpstreamScheme, intercept};
 use crate::document::read::written;
 use crate::document::tree::Node;
@@ -199,11 +200,17 @@ pub(crate) fn whole(config: &Config, top: &Node, problems: &mut Problems) {
     for (upstream, entry) in config.upstreams.iter().zip(written_upstreams) {
         let node = &entry.value;
         for (index, origin) in upstream.to.iter().enumerate() {
-            let Host::Ip(ip) = &origin.host else { continue };
-            if own.contains(&SocketAddr::new(*ip, origin.port)) {
-                let place = node.get("to").and_then(|to| to.items().get(index)).and_then(|item| written(item));
-                let path = format!("upstreams.{}.to[{index}]", upstream.name);
-                problems.error(place, &path, "leads back to Outrigger itself", Some("name the upstream's own address"));
+            let own = |ip: &IpAddr| own.iter().any(|own| reaches(*own, SocketAddr::new(*ip, origin.port)));
+            let place = node.get("to").and_then(|to| to.items().get(index)).and_then(|item| written(item));
+            let path = format!("upstreams.{}.to[{index}]", upstream.name);
+            let help = Some("name the upstream's own address");
+            match &origin.host {
+                Host::Ip(ip) if own(ip) => problems.error(place, &path, "leads back to Outrigger itself", help),
+                // Something else may listen on the other one of its two addresses.
+                Host::Name(_) if origin.host.is_localhost() && LOCALHOST.iter().any(own) => {
+                    problems.warning(place, &path, "leads back to Outrigger itself", help);
+                }
+                Host::Ip(_) | Host::Name(_) => {}
             }
         }
         if upstream.connect == Connect::Intercept && config.intercept.is_none() {

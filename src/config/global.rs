@@ -181,6 +181,8 @@ pub(crate) fn log(reader: &mut Reader<'_>) -> Log {
                 ("warn", LogLevel::Warn),
                 ("info", LogLevel::Info),
                 ("debug", LogLevel::Debug),
+                // What libraries say there quotes whole messages; Outrigger itself has no more to say.
+                ("trace", LogLevel::Debug),
             ],
         ),
         access: reader

@@ -1,6 +1,6 @@
 //! Hosts, origins and addresses as the configuration writes them.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::config::HostPattern;
 use crate::origin::{Host, Origin, Scheme, parse_authority};
@@ -55,7 +55,7 @@ pub(crate) fn origin(text: &str) -> Result<Origin, String> {
 pub(crate) fn server_name(text: &str) -> Result<Host, String> {
     plain(text)?;
     if let Ok(ip) = text.parse() {
-        return Ok(Host::Ip(ip));
+        return Ok(Host::of(ip));
     }
     match authority(text)? {
         (host, None) => Ok(host),
@@ -84,7 +84,15 @@ fn authority(text: &str) -> Result<(Host, Option<u16>), String> {
     if text.contains('/') {
         return Err(format!("`{text}`: write the host alone, without a path"));
     }
-    parse_authority(text).map_err(|reason| format!("`{text}` is not a host: {reason}"))
+    let (host, port) = parse_authority(text).map_err(|reason| format!("`{text}` is not a host: {reason}"))?;
+    if let Host::Ip(IpAddr::V4(ip)) = host
+        && !text.starts_with('[')
+        && text.split(':').next().map(|host| host.trim_end_matches('.')) != Some(&ip.to_string())
+    {
+        // Requests are understood with it. Whoever writes it down may well mean another: 010.0.0.1 is 8.0.0.1.
+        return Err(format!("`{text}` is a spelling of {ip}, which not everybody reads alike: write that"));
+    }
+    Ok((host, port))
 }
 
 fn plain(text: &str) -> Result<(), String> {
@@ -111,6 +119,9 @@ mod tests {
             assert!(pattern(bad).is_err(), "{bad}");
         }
         assert!(pattern("::1").unwrap_err().contains("[::1]"));
+        assert_eq!(shown("[::ffff:10.9.9.9]:80"), Ok((false, "10.9.9.9".into(), Some(80))));
+        assert!(pattern("010.0.0.1:80").unwrap_err().contains("8.0.0.1"));
+        assert!(origin("http://0x7f.1").unwrap_err().contains("127.0.0.1"));
         assert!(pattern("b\u{fc}cher.de").unwrap_err().contains("xn--"));
     }
 

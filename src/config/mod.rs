@@ -303,7 +303,7 @@ pub struct Match {
 }
 
 /// `match.path` and `match.path_regex`
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub enum PathMatch {
     /// Every path.
     Any,
@@ -313,6 +313,18 @@ pub enum PathMatch {
     Prefix(String),
     /// The whole path.
     Regex(regex::Regex),
+}
+
+/// Without the path, since a variable may have brought a secret into it.
+impl std::fmt::Debug for PathMatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            PathMatch::Any => "Any",
+            PathMatch::Exact(_) => "Exact(..)",
+            PathMatch::Prefix(_) => "Prefix(..)",
+            PathMatch::Regex(_) => "Regex(..)",
+        })
+    }
 }
 
 /// `egress`
@@ -387,7 +399,7 @@ pub enum LogLevel {
     Warn,
     /// Start, reload, access lines.
     Info,
-    /// Each attempt.
+    /// Each attempt. Also what `trace` means.
     Debug,
 }
 

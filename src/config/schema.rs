@@ -271,7 +271,7 @@ pub const KEYS: &[Key] = &[
     key(Top, "shutdown.grace", Duration, "Ends after this in any case."),
     key(Top, "log", Block, "Logging."),
     key(Top, "log.format", Choice(&["json", "text"]), "JSON lines, or text."),
-    key(Top, "log.level", Choice(&["error", "warn", "info", "debug"]), "What is logged."),
+    key(Top, "log.level", Choice(&["error", "warn", "info", "debug", "trace"]), "What is logged."),
     key(Top, "log.access", Choice(&["all", "errors", "off"]), "Which requests get an access line."),
     key(Top, "log.path", Choice(&["masked", "full", "off"]), "How much of the path it shows."),
     key(Top, "trace", Block, "Tracing."),

@@ -6,6 +6,7 @@ pub mod parse;
 pub mod problem;
 pub mod read;
 pub mod tree;
+mod veil;
 
 pub(crate) use problem::printable;
 pub use problem::{Place, Problem, Problems};

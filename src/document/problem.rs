@@ -9,6 +9,8 @@ use std::sync::Arc;
 use annotate_snippets::{AnnotationKind, Level, Origin, Renderer, Snippet};
 use serde_json::{Value, json};
 
+use crate::document::veil;
+
 /// Longer lines are not printed, only their place.
 const LONGEST_LINE_SHOWN: usize = 400;
 
@@ -51,7 +53,7 @@ impl fmt::Display for Problem {
         }
         f.write_str(&self.title())?;
         if let Some(help) = &self.help {
-            write!(f, " ({help})")?;
+            write!(f, " ({})", veil::sentence(help))?;
         }
         Ok(())
     }
@@ -66,13 +68,14 @@ impl Problem {
             "line": place.map(|place| place.line),
             "column": place.map(|place| place.column),
             "setting": self.path,
-            "message": self.message,
-            "help": self.help,
+            "message": veil::sentence(&self.message),
+            "help": self.help.as_deref().map(veil::sentence),
         })
     }
 
     fn title(&self) -> String {
-        if self.path.is_empty() { self.message.clone() } else { format!("{}: {}", self.path, self.message) }
+        let message = veil::sentence(&self.message);
+        if self.path.is_empty() { message.into_owned() } else { format!("{}: {message}", self.path) }
     }
 }
 
@@ -145,17 +148,18 @@ impl Problems {
                         let origin = Origin::path(name.as_str()).line(place.line).char_column(place.column);
                         level.primary_title(&*title).element(origin)
                     } else {
-                        let snippet = Snippet::source(printable(line))
+                        let line = veil::line(line);
+                        let snippet = Snippet::source(printable(&line).into_owned())
                             .line_start(place.line)
                             .path(name.as_str())
                             .fold(false)
-                            .annotation(AnnotationKind::Primary.span(token(&printable(line), place.column)));
+                            .annotation(AnnotationKind::Primary.span(token(&printable(&line), place.column)));
                         level.primary_title(&*title).element(snippet)
                     }
                 }
             };
             if let Some(help) = &problem.help {
-                group = group.element(Level::HELP.message(printable(help).into_owned()));
+                group = group.element(Level::HELP.message(printable(&veil::sentence(help)).into_owned()));
             }
             out.push_str(&renderer.render(&[group]));
             out.push_str("\n\n");

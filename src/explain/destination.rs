@@ -3,12 +3,12 @@
 
 use serde::Serialize;
 
-use crate::address::AddressSet;
+use crate::address::{AddressSet, LOCALHOST};
 use crate::config::{self, Config, HttpVersion};
 use crate::error::Error;
 use crate::origin::{Host, Origin, Scheme};
 use crate::proxy::target::{Target, own_addresses};
-use crate::upstream::egress::{Egress, LOCALHOST, is_exempt, is_localhost};
+use crate::upstream::egress::{Egress, is_exempt};
 use crate::upstream::route::{Names, http1_only};
 
 /// One place that the request may go to.
@@ -129,7 +129,7 @@ impl Way<'_> {
         let rules = Egress { deny: self.config.egress.deny.clone(), own };
         let judged = match &origin.host {
             Host::Ip(ip) => rules.allowed([*ip], origin.port, exempt, self.allow),
-            Host::Name(name) if is_localhost(name) => rules.allowed(LOCALHOST, origin.port, exempt, self.allow),
+            Host::Name(_) if origin.host.is_localhost() => rules.allowed(LOCALHOST, origin.port, exempt, self.allow),
             Host::Name(_) => return self.when_resolved(),
         };
         match judged {

@@ -370,7 +370,7 @@ fn refusal(error: &Error, place: Option<Spot>) -> Refusal {
         | Error::RateLimited(_)
         | Error::ConcurrencyLimited
         | Error::NoConnection
-        | Error::Overloaded
+        | Error::Overloaded(_)
         | Error::Connect { .. }
         | Error::Reset { .. }
         | Error::BadAnswer(_)

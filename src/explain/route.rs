@@ -49,7 +49,10 @@ pub(super) fn choose(
             (true, Some(first)) => {
                 (format!("would take it too, but stands behind `{first}`: the first match wins"), true)
             }
-            (_, _) => differs(&route.matcher, method, path),
+            (_, _) => match secret(config, upstream, route) {
+                Some(written) => (format!("its `match` is another: {written}"), false),
+                None => differs(&route.matcher, method, path),
+            },
         };
         Other { name: route.name.to_string(), place: place(config, upstream, route), matches, near, why }
     });
@@ -58,7 +61,10 @@ pub(super) fn choose(
         Some(route) => Choice {
             name: Some(route.name.to_string()),
             place: place(config, upstream, route),
-            why: format!("its `match` takes the request: {}", show(&route.matcher)),
+            why: format!(
+                "its `match` takes the request: {}",
+                secret(config, upstream, route).unwrap_or_else(|| show(&route.matcher))
+            ),
             others,
         },
         None => {
@@ -72,6 +78,15 @@ pub(super) fn choose(
 
 fn place(config: &Config, upstream: &config::Upstream, route: &config::Route) -> Option<Spot> {
     super::settings::written_route(config, upstream, route).map(|node| Spot::of(&node.place))
+}
+
+/// The path of a `match` as the file has it, where a part of it is a variable or a file, which may be a secret.
+fn secret(config: &Config, upstream: &config::Upstream, route: &config::Route) -> Option<String> {
+    let route = super::settings::written_route(config, upstream, route)?;
+    let node = route.get("match")?;
+    let scalar = |key| Some((key, node.get(key)?.scalar().filter(|scalar| scalar.expansion.is_some())?));
+    let (key, scalar) = scalar("path").or_else(|| scalar("path_regex"))?;
+    Some(format!("`{key}: {}`", scalar.as_written()))
 }
 
 /// A `match` as the file would have it.

@@ -32,6 +32,8 @@ pub(crate) struct Authority {
 pub(crate) struct Signed {
     /// The leaf, then the CA.
     pub(crate) chain: Vec<CertificateDer<'static>>,
+    /// When it begins.
+    pub(crate) not_before: SystemTime,
     /// When it ends.
     pub(crate) not_after: SystemTime,
 }
@@ -123,7 +125,8 @@ impl Authority {
             Host::Name(_) => SanType::DnsName(text.try_into().map_err(|error: rcgen::Error| error.to_string())?),
         }];
         let not_after = (now + DAY).min(self.not_after);
-        params.not_before = stamp(now - BACKDATED);
+        let not_before = now - BACKDATED;
+        params.not_before = stamp(not_before);
         params.not_after = stamp(not_after);
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -132,7 +135,7 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         let leaf = params.signed_by(key, &self.issuer).map_err(|error| error.to_string())?;
         let chain = std::iter::once(leaf.der().clone()).chain(self.chain.iter().cloned()).collect();
-        Ok(Signed { chain, not_after })
+        Ok(Signed { chain, not_before, not_after })
     }
 
     /// The CA's own certificate, then what is above it.

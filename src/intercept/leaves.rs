@@ -44,6 +44,7 @@ struct Kept {
 
 struct Leaf {
     tls: Arc<ServerConfig>,
+    not_before: SystemTime,
     not_after: SystemTime,
     used: u64,
 }
@@ -73,12 +74,18 @@ impl Leaves {
     ///
     /// # Errors
     /// What kept it from being made.
-    pub(crate) fn tls(&self, host: &Host, now: SystemTime) -> Result<Arc<ServerConfig>, String> {
+    ///
+    /// `forgot` is told where another had to make room.
+    pub(crate) fn tls(&self, host: &Host, now: SystemTime, forgot: &dyn Fn()) -> Result<Arc<ServerConfig>, String> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         kept.uses += 1;
         let uses = kept.uses;
-        // One that ends with the CA is never replaced: a new one would end then too.
-        let good = |leaf: &Leaf| leaf.not_after > now + RENEW || leaf.not_after == self.authority.not_after();
+        // One that ends with the CA is never replaced: a new one would end then too. One that has not begun was made before
+        // the clock was set back.
+        let good = |leaf: &Leaf| {
+            let lasts = leaf.not_after > now + RENEW || leaf.not_after == self.authority.not_after();
+            lasts && leaf.not_before <= now
+        };
         if let Some(leaf) = kept.leaves.get_mut(host).filter(|leaf| good(leaf)) {
             leaf.used = uses;
             return Ok(leaf.tls.clone());
@@ -88,6 +95,7 @@ impl Leaves {
         if kept.leaves.len() >= MOST && !kept.leaves.contains_key(host) {
             let oldest = kept.leaves.iter().min_by_key(|(_, leaf)| leaf.used).map(|(host, _)| host.clone());
             oldest.and_then(|host| kept.leaves.remove(&host));
+            forgot();
         }
         let tls = leaf.tls.clone();
         kept.leaves.insert(host.clone(), leaf);
@@ -105,7 +113,7 @@ impl Leaves {
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         tls.ticketer = self.tickets.clone();
         tls.session_storage = self.sessions.clone();
-        Ok(Leaf { tls: Arc::new(tls), not_after: signed.not_after, used })
+        Ok(Leaf { tls: Arc::new(tls), not_before: signed.not_before, not_after: signed.not_after, used })
     }
 }
 
@@ -129,7 +137,7 @@ mod tests {
         let now = SystemTime::now();
         std::thread::scope(|scope| {
             for _ in 0..4 {
-                scope.spawn(|| leaves.tls(&host, now).unwrap());
+                scope.spawn(|| leaves.tls(&host, now, &|| ()).unwrap());
             }
         });
         assert_eq!(made(&leaves), 1);
@@ -142,11 +150,25 @@ mod tests {
         let now = SystemTime::now();
         let hours = |hours: u64| now + Duration::from_secs(hours * 3600);
         for at in [hours(0), hours(17)] {
-            leaves.tls(&host, at).unwrap();
+            leaves.tls(&host, at, &|| ()).unwrap();
         }
         assert_eq!(made(&leaves), 1);
-        leaves.tls(&host, hours(19)).unwrap();
+        leaves.tls(&host, hours(19), &|| ()).unwrap();
         assert_eq!(made(&leaves), 2);
+    }
+
+    #[test]
+    fn a_leaf_made_before_the_clock_was_set_back_is_made_anew() {
+        let leaves = leaves();
+        let host = Host::parse("api.x.com").unwrap();
+        let now = SystemTime::now();
+        let ahead = now + Duration::from_secs(300 * 86400);
+        leaves.tls(&host, ahead, &|| ()).unwrap();
+        leaves.tls(&host, now, &|| ()).unwrap();
+        assert_eq!(made(&leaves), 2);
+        // And one that has ended, where it jumps ahead.
+        leaves.tls(&host, ahead, &|| ()).unwrap();
+        assert_eq!(made(&leaves), 3);
     }
 
     #[test]
@@ -155,14 +177,14 @@ mod tests {
         let now = SystemTime::now();
         let host = |n: usize| Host::parse(&format!("h{n}.x.com")).unwrap();
         for n in 0..MOST {
-            leaves.tls(&host(n), now).unwrap();
+            leaves.tls(&host(n), now, &|| ()).unwrap();
         }
-        leaves.tls(&host(0), now).unwrap();
-        leaves.tls(&host(MOST), now).unwrap();
+        leaves.tls(&host(0), now, &|| ()).unwrap();
+        leaves.tls(&host(MOST), now, &|| ()).unwrap();
         assert_eq!(made(&leaves), MOST as u64 + 1);
-        leaves.tls(&host(0), now).unwrap();
+        leaves.tls(&host(0), now, &|| ()).unwrap();
         assert_eq!(made(&leaves), MOST as u64 + 1);
-        leaves.tls(&host(1), now).unwrap();
+        leaves.tls(&host(1), now, &|| ()).unwrap();
         assert_eq!(made(&leaves), MOST as u64 + 2);
         assert_eq!(leaves.kept.lock().unwrap().leaves.len(), MOST);
     }

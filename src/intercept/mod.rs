@@ -98,8 +98,8 @@ impl Interception {
     ///
     /// # Errors
     /// What kept one from being made.
-    pub(crate) fn tls(&self, host: &Host, now: SystemTime) -> Result<Arc<ServerConfig>, String> {
-        self.leaves.tls(host, now)
+    pub(crate) fn tls(&self, host: &Host, now: SystemTime, forgot: &dyn Fn()) -> Result<Arc<ServerConfig>, String> {
+        self.leaves.tls(host, now, forgot)
     }
 
     /// The CA's certificate, then what is above it.

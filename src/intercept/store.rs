@@ -1,10 +1,10 @@
 //! Files: the key of a CA that is made here, which must outlive a restart of the sidecar, since apps load their trust once;
 //! and what the app has to trust.
 
-use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -47,6 +47,7 @@ pub(super) fn generated(
     }
     let (authority, key) = Authority::generate(hosts, now)?;
     if let Some(dir) = key_dir {
+        make_dir(dir, 0o700).map_err(|error| format!("{} can't be made: {error}", dir.display()))?;
         // The certificate first: a key without one would be taken for a CA that can't be read.
         write(dir, trust::CERTIFICATE, Trust { chain: authority.chain() }.certificate().as_bytes(), PUBLIC)?;
         write(dir, KEY, key.as_bytes(), PRIVATE)?;
@@ -64,6 +65,11 @@ fn kept(dir: &Path) -> Result<(Authority, Scope), String> {
     let certificate = CertificateDer::from_pem_slice(&read(trust::CERTIFICATE)?)
         .map_err(|_| at(trust::CERTIFICATE, "is no certificate"))?;
     let bytes = zeroize::Zeroizing::new(read(KEY)?);
+    let mode = fs::metadata(dir.join(KEY)).map_or(PRIVATE, |meta| meta.permissions().mode());
+    if mode & 0o007 != 0 {
+        let (dir, mode) = (dir.display(), format!("{:o}", mode & 0o777));
+        tracing::warn!(%dir, mode, "everybody may use the CA's key: take `ca.key` away from others (chmod o= ca.key)");
+    }
     let key = PrivateKeyDer::from_pem_slice(&bytes).map_err(|_| at(KEY, "is no private key"))?;
     let scope = scope_of(&certificate);
     let authority = Authority::given(vec![certificate], &key).map_err(|why| at(trust::CERTIFICATE, &why))?;
@@ -78,8 +84,8 @@ fn scope_of(certificate: &CertificateDer<'_>) -> Scope {
         GeneralName::DNSName(name) => Host::parse(name).ok(),
         GeneralName::IPAddress(bytes) => {
             let address = &bytes[..bytes.len() / 2];
-            let v4 = <[u8; 4]>::try_from(address).map(|octets| Host::Ip(octets.into()));
-            v4.or_else(|_| <[u8; 16]>::try_from(address).map(|octets| Host::Ip(octets.into()))).ok()
+            let v4 = <[u8; 4]>::try_from(address).map(|octets| Host::of(octets.into()));
+            v4.or_else(|_| <[u8; 16]>::try_from(address).map(|octets| Host::of(octets.into()))).ok()
         }
         _ => None,
     });
@@ -100,12 +106,23 @@ pub(super) fn publish(dir: &Path, trust: &Trust<'_>, proxy: SocketAddr) -> Resul
     write(dir, trust::ENVIRONMENT, trust::environment(&dir_of_app, proxy).as_bytes(), PUBLIC)
 }
 
+/// Makes a directory where there is none, whatever the umask: nobody else may ever write there.
+fn make_dir(dir: &Path, mode: u32) -> io::Result<()> {
+    let parent = dir.parent().unwrap_or(Path::new("/"));
+    // The app may have to pass through those above.
+    DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
+    match DirBuilder::new().mode(mode).create(dir) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => Ok(()),
+        made => made,
+    }
+}
+
 /// Writes a file whole or not at all: apps may be reading it.
 fn write(dir: &Path, name: &str, bytes: &[u8], mode: u32) -> Result<(), String> {
     let path = dir.join(name);
     let temporary = dir.join(format!(".{name}.new"));
     let written = || {
-        fs::create_dir_all(dir)?;
+        make_dir(dir, 0o755)?;
         let _ = fs::remove_file(&temporary);
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
         // The umask took its part of `mode`.

@@ -211,6 +211,12 @@ impl Breaker {
         self.lock().settings.slow_after
     }
 
+    /// Grows with each change of state.
+    #[cfg(test)]
+    pub(super) fn generation(&self) -> u64 {
+        self.lock().generation
+    }
+
     fn tell(&self, change: Change) {
         if let Some((to, open_for)) = change {
             self.report.circuit(to, open_for);

@@ -55,7 +55,7 @@ impl Event {
             | Error::RateLimited(_)
             | Error::ConcurrencyLimited
             | Error::NoConnection
-            | Error::Overloaded
+            | Error::Overloaded(_)
             | Error::ShuttingDown
             | Error::Panic => {
                 debug_assert_ne!(error.origin(), Origin::Upstream);

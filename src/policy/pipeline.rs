@@ -348,7 +348,7 @@ fn skipped(refusal: &Error) -> Option<Skipped> {
     match refusal {
         Error::CircuitOpen(_) => Some(Skipped::CircuitOpen),
         Error::RateLimited(_) => Some(Skipped::RateLimited),
-        Error::ConcurrencyLimited | Error::NoConnection | Error::Overloaded => Some(Skipped::Concurrency),
+        Error::ConcurrencyLimited | Error::NoConnection | Error::Overloaded(_) => Some(Skipped::Concurrency),
         _ => None,
     }
 }

@@ -169,6 +169,18 @@ impl Policies {
         }
     }
 
+    /// The circuit's state, and a number that grows with each change of it.
+    #[cfg(test)]
+    pub(crate) fn circuit(&self, now: Instant) -> Option<(CircuitState, u64)> {
+        self.breaker.as_ref().map(|breaker| (breaker.status(now).0, breaker.generation()))
+    }
+
+    /// Whether the circuit has a place for one request now. It is given back at once.
+    #[cfg(test)]
+    pub(crate) fn would_admit(&self, now: Instant) -> bool {
+        self.breaker.as_ref().is_none_or(|breaker| breaker.admit(now).is_ok())
+    }
+
     /// Orders the circuit; false where there is no breaker.
     pub fn order(&self, order: Override) -> bool {
         self.breaker.as_ref().map(|breaker| breaker.order(order)).is_some()

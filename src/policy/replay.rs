@@ -163,6 +163,7 @@ impl Body for Cursor {
                 cursor.left = cursor.left.map(|left| left.saturating_sub(data.len() as u64));
                 exchange.touch(now);
                 if cursor.left == Some(0) {
+                    exchange.upload.whole.store(true, Ordering::Relaxed);
                     exchange.upload.end(exchange.nanos(now));
                 } else {
                     exchange.upload.begin(exchange.nanos(now));
@@ -171,6 +172,7 @@ impl Body for Cursor {
             }
             Some(Ok(Taken::Trailers(trailers))) => {
                 cursor.trailers_read = true;
+                exchange.upload.whole.store(true, Ordering::Relaxed);
                 exchange.upload.end(exchange.nanos(now));
                 Some(Ok(Frame::trailers(trailers)))
             }
@@ -179,6 +181,7 @@ impl Body for Cursor {
                 Some(Err(error))
             }
             None => {
+                exchange.upload.whole.store(true, Ordering::Relaxed);
                 exchange.upload.end(exchange.nanos(now));
                 None
             }

@@ -121,6 +121,36 @@ pub trait Supervised {
 /// upstream can take all requests would fail, not just those that are too many.
 const IN_LINE: u32 = 2;
 
+/// A clock that rings so much too late was not heard: the process itself stood still (stopped, frozen, throttled).
+const OVERSLEPT: Duration = Duration::from_millis(200);
+
+/// What came while the process stood still is read within this.
+const MOMENT: Duration = Duration::from_millis(500);
+
+/// Where the process itself stood still, what came meanwhile is read before a clock is taken at its word: its sockets were
+/// full, and all clocks rang at once.
+#[derive(Debug)]
+pub(crate) struct Alarm {
+    due: Instant,
+    spared: bool,
+}
+
+impl Alarm {
+    /// Rings at `due`.
+    pub(crate) fn at(due: Instant) -> Alarm {
+        Alarm { due, spared: false }
+    }
+
+    /// It rang at `now`. Where that is much too late, the one more moment to wait for.
+    pub(crate) fn overslept(&mut self, now: Instant) -> Option<Instant> {
+        if self.spared || now.saturating_duration_since(self.due) < OVERSLEPT {
+            return None;
+        }
+        self.spared = true;
+        Some(now + MOMENT)
+    }
+}
+
 /// While an upload flows, clocks that stand still are looked at again no more often than this.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -142,6 +172,7 @@ impl Clocks {
         let mut watch = Watch { clocks: *self, exchange, began, paused_before, slow_told: false };
         let first = watch.look(began, supervised)?;
         let mut armed = first.is_some();
+        let mut alarm = Alarm::at(first.unwrap_or(began));
         let mut timer = pin!(tokio::time::sleep_until(first.unwrap_or(began)));
         poll_fn(|cx| {
             supervised.before_poll()?;
@@ -150,8 +181,16 @@ impl Clocks {
             }
             while armed {
                 ready!(timer.as_mut().poll(cx));
-                match watch.look(Instant::now(), supervised)? {
-                    Some(next) => timer.as_mut().reset(next),
+                let now = Instant::now();
+                if let Some(moment) = alarm.overslept(now) {
+                    timer.as_mut().reset(moment);
+                    continue;
+                }
+                match watch.look(now, supervised)? {
+                    Some(next) => {
+                        alarm = Alarm::at(next);
+                        timer.as_mut().reset(next);
+                    }
                     None => armed = false,
                 }
             }
@@ -312,6 +351,34 @@ mod tests {
         let mut sending = At(Phase::Sending, Vec::new());
         clocks.run(&exchange, send, &mut sending).await.unwrap_err();
         assert_eq!(sending.1, [start + Duration::from_millis(700)]);
+    }
+
+    #[test]
+    fn a_clock_that_rings_much_too_late_gives_one_more_moment() {
+        let due = Instant::now();
+        let mut alarm = Alarm::at(due);
+        assert_eq!(alarm.overslept(due + OVERSLEPT / 2), None);
+        let late = due + Duration::from_secs(30);
+        assert_eq!(alarm.overslept(late), Some(late + MOMENT));
+        // Not again and again, on a machine that is always late.
+        assert_eq!(alarm.overslept(late + Duration::from_secs(30)), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_came_while_the_process_stood_still_counts() {
+        let exchange = Exchange::new(Instant::now());
+        let (tell, answer) = tokio::sync::oneshot::channel();
+        let send = pin!(async { answer.await.map_err(|_| Error::Panic) });
+        let mut sending = At(Phase::Sending, Vec::new());
+        let attempt = clocks(1000, 5000);
+        let stood_still = async {
+            // One step of the clock, past every deadline, before anything else runs.
+            tokio::time::advance(Duration::from_secs(30)).await;
+            tokio::task::yield_now().await;
+            tell.send(200).unwrap();
+        };
+        let (answer, ()) = tokio::join!(attempt.run(&exchange, send, &mut sending), stood_still);
+        assert_eq!(answer.unwrap(), 200);
     }
 
     #[test]

@@ -56,6 +56,8 @@ enum State {
     ChunkEnd,
     /// In the trailer section. How many bytes of it have passed.
     Trailers(usize),
+    /// Behind a request with `Upgrade`: what follows is HTTP or not, which its answer decides.
+    Undecided,
     /// Behind a CONNECT: not ours to judge.
     Opaque,
 }
@@ -76,6 +78,9 @@ struct Head {
     fields: usize,
     length: Option<u64>,
     chunked: bool,
+    upgrade: bool,
+    /// It is an OPTIONS; whether of a URL without path and query.
+    options: Option<bool>,
 }
 
 /// Follows one connection.
@@ -83,12 +88,16 @@ struct Head {
 pub(crate) struct Inspector {
     state: State,
     bounds: Bounds,
+    /// The request that is under way has an `Upgrade`.
+    upgrade: bool,
+    /// For each OPTIONS whose head has passed: whether it is of a URL without path and query.
+    options: Vec<bool>,
 }
 
 impl Inspector {
     /// At the first head of a connection.
     pub(crate) fn new(bounds: Bounds) -> Inspector {
-        Inspector { state: State::Head(Head::default()), bounds }
+        Inspector { state: State::Head(Head::default()), bounds, upgrade: false, options: Vec::new() }
     }
 
     /// Whether a head is what comes next or is under way.
@@ -101,9 +110,30 @@ impl Inspector {
         matches!(self.state, State::Opaque)
     }
 
+    /// Whether a request with `Upgrade` has passed that is not answered yet. Nothing passes meanwhile.
+    pub(crate) fn undecided(&self) -> bool {
+        matches!(self.state, State::Undecided)
+    }
+
     /// The upgrade was accepted: what follows is not ours to judge.
     pub(crate) fn open(&mut self) {
         self.state = State::Opaque;
+    }
+
+    /// The upgrade was not accepted: what follows is HTTP.
+    pub(crate) fn go_on(&mut self) {
+        self.state = State::Head(Head::default());
+    }
+
+    /// For each OPTIONS whose head has passed since this was asked: whether it is of a URL without path and query, which is not
+    /// that of its root (RFC 9112 section 3.2.4) and looks like it to [`http::Uri`].
+    pub(crate) fn take_options(&mut self) -> Vec<bool> {
+        std::mem::take(&mut self.options)
+    }
+
+    /// A request has passed whole.
+    fn finish(&mut self) {
+        self.state = if std::mem::take(&mut self.upgrade) { State::Undecided } else { State::Head(Head::default()) };
     }
 
     /// Looks at bytes that begin where the last [`Verdict::Pass`] ended.
@@ -112,12 +142,17 @@ impl Inspector {
         loop {
             let rest = &bytes[at..];
             match &mut self.state {
-                State::Opaque => return Verdict::Pass(at),
+                State::Opaque | State::Undecided => return Verdict::Pass(at),
                 State::Head(head) => match head.inspect(rest, self.bounds) {
                     Ok(None) => return Verdict::Pass(at),
                     Ok(Some(len)) => {
                         at += len;
-                        self.state = head.framing();
+                        self.upgrade = head.upgrade;
+                        self.options.extend(head.options);
+                        match head.framing() {
+                            Some(state) => self.state = state,
+                            None => self.finish(),
+                        }
                     }
                     Err(error) => return Verdict::Refuse(at, error),
                 },
@@ -128,7 +163,7 @@ impl Inspector {
                     if *left > 0 {
                         return Verdict::Pass(at);
                     }
-                    self.state = State::Head(Head::default());
+                    self.finish();
                 }
                 State::ChunkSize(searched) => match chunk_size(rest, searched) {
                     Ok(None) => return Verdict::Pass(at),
@@ -166,7 +201,7 @@ impl Inspector {
                     Ok(None) => return Verdict::Pass(at),
                     Ok(Some([])) => {
                         at += 2;
-                        self.state = State::Head(Head::default());
+                        self.finish();
                     }
                     Ok(Some(text)) => {
                         *passed += text.len() + 2;
@@ -261,6 +296,11 @@ impl Head {
                 "the target is empty or has a byte that must be percent-encoded (a space, '#', '<', '>', a control byte…)",
             ));
         }
+        if method == b"OPTIONS" {
+            let url = target.windows(3).position(|three| three == b"://").map(|at| &target[at + 3..]);
+            self.options =
+                Some(url.is_some_and(|url| !url.iter().any(|b| matches!(b, b'/' | b'?'))) && target[0] != b'/');
+        }
         self.connect = method == b"CONNECT";
         if self.connect {
             let text = std::str::from_utf8(target).map_err(|_| bad("the target is not ASCII"))?;
@@ -300,6 +340,8 @@ impl Head {
                 return Err(Error::BadRequest("the only Transfer-Encoding understood is chunked"));
             }
             self.chunked = true;
+        } else if name.eq_ignore_ascii_case(b"upgrade") {
+            self.upgrade = true;
         }
         Ok(())
     }
@@ -318,13 +360,13 @@ impl Head {
         Ok(())
     }
 
-    /// What follows the head.
-    fn framing(&self) -> State {
+    /// What of the request follows the head.
+    fn framing(&self) -> Option<State> {
         match (self.connect, self.chunked, self.length) {
-            (true, _, _) => State::Opaque,
-            (false, true, _) => State::ChunkSize(0),
-            (false, false, Some(length)) if length > 0 => State::Length(length),
-            (false, false, _) => State::Head(Head::default()),
+            (true, _, _) => Some(State::Opaque),
+            (false, true, _) => Some(State::ChunkSize(0)),
+            (false, false, Some(length)) if length > 0 => Some(State::Length(length)),
+            (false, false, _) => None,
         }
     }
 }
@@ -453,6 +495,43 @@ mod tests {
             }
         }
         assert!(held.is_empty(), "{:?} left {held:?}", String::from_utf8_lossy(text));
+    }
+
+    #[test]
+    fn what_follows_an_upgrade_waits_until_it_is_answered() {
+        for (head, body) in [("", ""), ("Content-Length: 2\r\n", "hi"), ("Transfer-Encoding: chunked\r\n", "0\r\n\r\n")]
+        {
+            let asks = format!("GET / HTTP/1.1\r\nHost: a\r\nUpgrade: x\r\n{head}\r\n{body}");
+            let mut inspector = Inspector::new(BOUNDS);
+            let verdict = inspector.inspect(format!("{asks}\0\n").as_bytes());
+            assert!(matches!(verdict, Verdict::Pass(n) if n == asks.len()), "{verdict:?}");
+            assert!(inspector.undecided() && !inspector.in_head() && !inspector.opaque());
+            inspector.go_on();
+            assert!(matches!(inspector.inspect(b"\0\n"), Verdict::Refuse(0, _)));
+            let mut plain = Inspector::new(BOUNDS);
+            plain.inspect(asks.as_bytes());
+            plain.go_on();
+            assert!(matches!(plain.inspect(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"), Verdict::Pass(27)));
+            assert!(plain.in_head(), "the next one asked for nothing");
+        }
+    }
+
+    #[test]
+    fn options_of_a_url_without_a_path_is_told_apart_from_that_of_its_root() {
+        let mut inspector = Inspector::new(BOUNDS);
+        for (target, everything) in [
+            ("http://a", true),
+            ("HTTPS://a:1", true),
+            ("http://a/", false),
+            ("http://a?x", false),
+            ("/http://a", false),
+            ("*", false),
+        ] {
+            inspector.inspect(format!("OPTIONS {target} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes());
+            assert_eq!(inspector.take_options(), [everything], "{target}");
+        }
+        inspector.inspect(b"GET http://a HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert!(inspector.take_options().is_empty());
     }
 
     #[test]

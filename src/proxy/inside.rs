@@ -11,7 +11,6 @@ use hyper::upgrade::OnUpgrade;
 use rustls::AlertDescription;
 use rustls::server::Acceptor;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
@@ -25,6 +24,7 @@ use crate::proxy::record::Record;
 use crate::proxy::socket::Socket;
 use crate::proxy::target::{Form, Target};
 use crate::proxy::{Connection, Entry, Proxy, tunnel, way};
+use crate::tcp::Tcp;
 use crate::telemetry::report::{Handshake, UpstreamReport};
 use crate::upstream::Upstream;
 use crate::upstream::table::Table;
@@ -204,7 +204,7 @@ impl Tunnel {
 }
 
 /// Serves a connection of `listeners.tls`: an app that takes us for the host itself.
-pub(crate) async fn accept(stream: TcpStream, proxy: &Arc<Proxy>, local: SocketAddr, place: Arc<Place>) {
+pub(crate) async fn accept(stream: Tcp, proxy: &Arc<Proxy>, local: SocketAddr, place: Arc<Place>) {
     let table = proxy.table.load();
     let deadline = Instant::now() + table.config.limits.header_timeout;
     let io = Replayed::new(Socket::Tcp(stream), Bytes::new());
@@ -251,7 +251,7 @@ async fn end_tls(
     report: &UpstreamReport,
     deadline: Instant,
 ) -> Option<TlsStream<Replayed>> {
-    let tls = match table.interception.as_ref()?.tls(host, SystemTime::now()) {
+    let tls = match table.interception.as_ref()?.tls(host, SystemTime::now(), &|| report.leaf_forgotten()) {
         Ok(tls) => tls,
         Err(error) => {
             report.handshake(Handshake::Failed, &format!("no certificate can be made: {error}"));

@@ -1,10 +1,11 @@
 //! An app's connection as hyper's HTTP/1 server reads it: only bytes that the inspector let pass.
 
+use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -31,10 +32,18 @@ const MAX_LINGER_BYTES: usize = 1024 * 1024;
 pub(crate) struct Link {
     /// A 101 is on its way: what the app sends from now on is not HTTP.
     opaque: AtomicBool,
+    /// A request with `Upgrade` was answered with something else than 101.
+    declined: AtomicBool,
+    /// Who waits for that.
+    waiting: Mutex<Option<Waker>>,
+    /// For each OPTIONS that was read and not asked about yet: whether it is of a URL without a path.
+    options: Mutex<VecDeque<bool>>,
     /// Close with a reset: what was sent must not be taken for complete.
     reset: AtomicBool,
     /// How long the app may leave what it is sent untaken, in milliseconds; 0: for ever.
     patience: AtomicU64,
+    /// The body of the request that is being read has come to its end.
+    arrived: AtomicBool,
     /// Why the body that is being read broke.
     broken: Mutex<Option<&'static str>>,
     /// What the stand-in request is to be answered with.
@@ -47,6 +56,26 @@ impl Link {
         self.opaque.store(true, Ordering::Relaxed);
     }
 
+    /// A request with `Upgrade` is answered with something else than 101: what the app sends behind it is HTTP.
+    pub(crate) fn decline(&self) {
+        self.declined.store(true, Ordering::Release);
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(waker) = waiting {
+            waker.wake();
+        }
+    }
+
+    /// Whether it was, since this was asked with that outcome. If not, the task is woken when it is.
+    fn was_declined(&self, cx: &Context<'_>) -> bool {
+        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Some(cx.waker().clone());
+        self.declined.swap(false, Ordering::AcqRel)
+    }
+
+    /// Whether an OPTIONS is of a URL without a path. To be asked once for each, in order.
+    pub(crate) fn of_everything(&self) -> bool {
+        self.options.lock().unwrap_or_else(PoisonError::into_inner).pop_front().unwrap_or(false)
+    }
+
     /// Whether the connection, if it ends now, is to end with a reset.
     pub(crate) fn reset(&self, reset: bool) {
         self.reset.store(reset, Ordering::Relaxed);
@@ -56,6 +85,11 @@ impl Link {
     pub(crate) fn wait_at_most(&self, patience: Option<Duration>) {
         let millis = patience.map_or(0, |patience| u64::try_from(patience.as_millis()).unwrap_or(u64::MAX));
         self.patience.store(millis, Ordering::Relaxed);
+    }
+
+    /// Whether all of the request's body was read off the connection, if not by anybody yet.
+    pub(crate) fn has_body(&self) -> bool {
+        self.arrived.load(Ordering::Relaxed)
     }
 
     fn patience(&self) -> Option<Duration> {
@@ -94,6 +128,8 @@ pub(crate) struct AppIo {
     clock: Option<Pin<Box<Sleep>>>,
     /// Runs while the app takes nothing of what it is sent.
     stalled: Option<Pin<Box<Sleep>>>,
+    /// What it had taken when that was looked at last.
+    taken: u64,
     /// Bytes that may still be read away after the last answer; `None` until that is sent.
     linger: Option<usize>,
 }
@@ -125,6 +161,7 @@ impl AppIo {
             header_timeout,
             clock: Some(Box::pin(tokio::time::sleep_until(deadline))),
             stalled: None,
+            taken: 0,
             linger: None,
         }
     }
@@ -161,10 +198,20 @@ impl AppIo {
         *self.link.refusal.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
     }
 
+    /// Tells the requests what hyper will not.
+    fn tell(&mut self) {
+        let options = self.inspector.take_options();
+        if !options.is_empty() {
+            self.link.options.lock().unwrap_or_else(PoisonError::into_inner).extend(options);
+        }
+    }
+
     /// Acts on a verdict about all of `held` from `ready` on.
     fn judge(&mut self) {
         self.fresh = false;
-        match self.inspector.inspect(&self.held[self.ready..]) {
+        let verdict = self.inspector.inspect(&self.held[self.ready..]);
+        self.tell();
+        match verdict {
             Verdict::Pass(n) => self.ready += n,
             Verdict::Refuse(n, error) => {
                 self.ready += n;
@@ -175,6 +222,7 @@ impl AppIo {
                 self.broke(what);
             }
         }
+        self.link.arrived.store(self.inspector.in_head(), Ordering::Relaxed);
     }
 
     fn broke(&mut self, what: &'static str) {
@@ -201,13 +249,19 @@ impl AppIo {
         self.clock.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout))).as_mut().poll(cx)
     }
 
-    /// What a write came to. One that waits too long fails, so that a stuck app doesn't hold its upstream for ever.
-    fn wrote(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+    /// What a write came to. One that waits too long fails, so that a stuck app doesn't hold its upstream for ever. Inside TLS a
+    /// flush waits where a bare socket's write would.
+    fn wrote<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if polled.is_ready() {
             self.stalled = None;
             return polled;
         }
         let Some(patience) = self.link.patience() else { return Poll::Pending };
+        let taken = self.stream.as_ref().map_or(0, Socket::taken);
+        if taken != self.taken {
+            self.taken = taken;
+            self.stalled = None;
+        }
         let clock = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
         ready!(clock.as_mut().poll(cx));
         // What the kernel still holds for it is not to be kept either.
@@ -217,7 +271,7 @@ impl AppIo {
 
     /// Whether the app may still be sending something that nobody will read.
     fn unfinished(&self) -> bool {
-        self.over.is_some() || !self.inspector.in_head() || !self.held.is_empty()
+        self.over.is_some() || !self.inspector.in_head() && !self.inspector.undecided() || !self.held.is_empty()
     }
 }
 
@@ -242,8 +296,15 @@ impl AsyncRead for AppIo {
                 me.judge();
                 continue;
             }
-            if me.inspector.opaque() {
-                // Kept for the tunnel. Reading goes on for the sake of noticing that the app hung up.
+            if me.inspector.undecided() && me.link.was_declined(cx) {
+                me.inspector.go_on();
+                me.clock = None;
+                me.fresh = !me.held.is_empty();
+                continue;
+            }
+            if me.inspector.opaque() || me.inspector.undecided() {
+                // Kept for the tunnel, or until it is clear that there is none. Reading goes on for the sake of noticing that
+                // the app hung up.
                 if me.held.len() >= MAX_EARLY {
                     return Poll::Pending;
                 }
@@ -260,7 +321,10 @@ impl AsyncRead for AppIo {
                 if new.is_empty() {
                     return Poll::Ready(Ok(()));
                 }
-                let good = match me.inspector.inspect(new) {
+                let verdict = me.inspector.inspect(new);
+                me.tell();
+                let new = &buf.filled()[before..];
+                let good = match verdict {
                     Verdict::Pass(n) => {
                         me.held.extend_from_slice(&new[n..]);
                         n
@@ -274,6 +338,7 @@ impl AsyncRead for AppIo {
                         n
                     }
                 };
+                me.link.arrived.store(me.inspector.in_head(), Ordering::Relaxed);
                 buf.set_filled(before + good);
                 if me.held.is_empty() && me.inspector.in_head() {
                     me.clock = None;
@@ -312,7 +377,9 @@ impl AsyncWrite for AppIo {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut().stream()?.poll_flush(cx)
+        let me = self.get_mut();
+        let polled = me.stream()?.poll_flush(cx);
+        me.wrote(cx, polled)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -321,7 +388,8 @@ impl AsyncWrite for AppIo {
             if me.link.reset.load(Ordering::Relaxed) {
                 return Poll::Ready(Ok(()));
             }
-            ready!(me.stream()?.poll_shutdown(cx))?;
+            let polled = me.stream()?.poll_shutdown(cx);
+            ready!(me.wrote(cx, polled))?;
             if !me.unfinished() {
                 me.linger = Some(0);
                 return Poll::Ready(Ok(()));
@@ -379,17 +447,31 @@ impl Drop for AppIo {
 pub(crate) struct Replayed {
     stream: Socket,
     first: Bytes,
+    /// Bytes that were written.
+    written: u64,
 }
 
 impl Replayed {
     /// `first` comes before what the stream has.
     pub(crate) fn new(stream: Socket, first: Bytes) -> Replayed {
-        Replayed { stream, first }
+        Replayed { stream, first, written: 0 }
     }
 
     /// The connection, and what is to be read before it.
     pub(crate) fn into_parts(self) -> (Socket, Bytes) {
         (self.stream, self.first)
+    }
+
+    /// Bytes that were written so far.
+    pub(crate) fn written(&self) -> u64 {
+        self.written
+    }
+
+    fn wrote(&mut self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(Ok(n)) = &polled {
+            self.written += *n as u64;
+        }
+        polled
     }
 
     /// The end of it is to be a reset.
@@ -416,7 +498,9 @@ impl AsyncRead for Replayed {
 
 impl AsyncWrite for Replayed {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
+        let me = self.get_mut();
+        let polled = Pin::new(&mut me.stream).poll_write(cx, buf);
+        me.wrote(polled)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -432,7 +516,9 @@ impl AsyncWrite for Replayed {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, bufs)
+        let me = self.get_mut();
+        let polled = Pin::new(&mut me.stream).poll_write_vectored(cx, bufs);
+        me.wrote(polled)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -16,12 +16,13 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Limits;
-use crate::error::Error;
+use crate::config::{Config, Limits};
+use crate::descriptors::Room;
+use crate::error::{Error, Overload};
 use crate::frames::PREFACE;
 use crate::proxy::body::ResponseBody;
 use crate::proxy::head::Bounds;
@@ -30,6 +31,7 @@ use crate::proxy::respond::{self, Asked, Progress};
 use crate::proxy::socket::Socket;
 use crate::proxy::{Connection, Entry, Proxy, Retired, http2, inside};
 use crate::shutdown;
+use crate::tcp::Tcp;
 use crate::telemetry::metrics::Limit;
 use crate::telemetry::report::{Gauge, Rejected};
 
@@ -57,6 +59,7 @@ pub(crate) enum Door {
 /// live on after `stop`.
 pub(crate) async fn serve(listener: TcpListener, door: Door, proxy: Arc<Proxy>, stop: CancellationToken) {
     let mut resting = false;
+    let open = Arc::new(AtomicUsize::new(0));
     loop {
         let accepted = tokio::select! {
             biased;
@@ -67,7 +70,7 @@ pub(crate) async fn serve(listener: TcpListener, door: Door, proxy: Arc<Proxy>, 
         match accepted {
             Ok((stream, _)) => {
                 resting = false;
-                admit(stream, &door, &proxy);
+                admit(stream.into(), &door, &open, &proxy);
             }
             Err(error) if concerns_one_connection(&error) => {}
             Err(error) => {
@@ -106,39 +109,78 @@ fn is_out_of_descriptors(error: &io::Error) -> bool {
 /// One connection of `limits.max_connections`, until it is dropped.
 pub(crate) struct Place {
     proxy: Arc<Proxy>,
+    /// Those of the same listener.
+    open: Arc<AtomicUsize>,
     _gauge: Gauge,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         self.proxy.connections.fetch_sub(1, Ordering::Relaxed);
+        self.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-/// Serves a new connection, or tells it that there are too many.
-fn admit(stream: TcpStream, door: &Door, proxy: &Arc<Proxy>) {
+/// How many connections there are already, and may be.
+#[derive(Clone, Copy, Debug)]
+struct Crowd {
+    /// `limits.max_connections`
+    max: usize,
+    /// On all listeners.
+    all: usize,
+    /// On the listener in question.
+    here: usize,
+    /// Listeners of apps.
+    doors: usize,
+}
+
+impl Crowd {
+    /// Whether one more may come. The last eighth is for listeners that have less than their share, so that a storm on one
+    /// doesn't shut the others.
+    fn has_room(self) -> bool {
+        let kept = if self.doors > 1 { self.max / 8 } else { 0 };
+        self.all < self.max - kept || (self.all < self.max && self.here < self.max / self.doors.max(1))
+    }
+}
+
+/// Listeners of apps.
+fn doors(config: &Config) -> usize {
+    let own = config.upstreams.iter().filter(|upstream| upstream.listen.is_some()).count();
+    1 + usize::from(config.listeners.tls.is_some()) + own
+}
+
+/// Serves a new connection, or tells it that there are too many. `open` counts those of its listener.
+pub(crate) fn admit(stream: Tcp, door: &Door, open: &Arc<AtomicUsize>, proxy: &Arc<Proxy>) {
     let table = proxy.table.load();
     let max = table.config.limits.max_connections.get() as usize;
-    let before = proxy.connections.fetch_add(1, Ordering::Relaxed);
-    let place = Place { proxy: Arc::clone(proxy), _gauge: proxy.metrics.downstream() };
-    if before >= max {
-        proxy.metrics.limit_refused(Limit::Connections);
+    let all = proxy.connections.fetch_add(1, Ordering::Relaxed);
+    let here = open.fetch_add(1, Ordering::Relaxed);
+    let place = Place { proxy: Arc::clone(proxy), open: Arc::clone(open), _gauge: proxy.metrics.downstream() };
+    let room = stream.room();
+    let crowd = Crowd { max, all, here, doors: doors(&table.config) };
+    let refused = match room {
+        Room::Enough if crowd.has_room() => None,
+        Room::Enough => Some((Limit::Connections, Overload::Connections)),
+        Room::Scarce | Room::Last => Some((Limit::Descriptors, Overload::Descriptors)),
+    };
+    if let Some((limit, overload)) = refused {
+        proxy.metrics.limit_refused(limit);
         table.unmatched.report.rejected(Rejected::Overloaded);
         // Saying no takes a descriptor too, for a moment; past these it is said by closing.
-        if before < max + max / 8 + 16 {
+        if room != Room::Last && all < max + max / 8 + 16 {
             let tls = matches!(door, Door::Tls);
             tokio::spawn(async move {
                 let _place = place;
                 // There is no answer that could be read before a handshake.
                 if !tls {
-                    let _ = timeout(FAREWELL, turn_away(stream)).await;
+                    let _ = timeout(FAREWELL, turn_away(stream, overload)).await;
                 }
             });
         }
         return;
     }
     // Answers are written whole: nothing is won by waiting for more.
-    let _ = stream.set_nodelay(true);
+    let _ = stream.set_nodelay();
     let Ok(local) = stream.local_addr() else { return };
     let (proxy, door, place) = (Arc::clone(proxy), door.clone(), Arc::new(place));
     tokio::spawn(async move {
@@ -156,6 +198,7 @@ fn admit(stream: TcpStream, door: &Door, proxy: &Arc<Proxy>) {
 pub(crate) async fn until(ended: CancellationToken, served: impl Future<Output = ()>) {
     let mut served = pin!(served);
     tokio::select! {
+        biased;
         () = &mut served => return,
         () = ended.cancelled() => {}
     }
@@ -164,9 +207,9 @@ pub(crate) async fn until(ended: CancellationToken, served: impl Future<Output =
 }
 
 /// Answers 503 without reading the request, and waits a moment so that the app can read that.
-async fn turn_away(mut stream: TcpStream) -> io::Result<()> {
+async fn turn_away(mut stream: Tcp, overload: Overload) -> io::Result<()> {
     let asked = Asked { http1: true, ..Asked::default() };
-    let answer = respond::answer(&Error::Overloaded, asked, Progress::default());
+    let answer = respond::answer(&Error::Overloaded(overload), asked, Progress::default());
     stream.write_all(&render(&answer)).await?;
     stream.shutdown().await?;
     let mut rest = [0; 1024];
@@ -285,6 +328,7 @@ mod tests {
     use http::header;
     use http_body_util::BodyExt;
     use hyper_util::rt::TokioExecutor;
+    use tokio::net::TcpStream;
     use tokio::sync::oneshot;
 
     use crate::telemetry::metrics::Metrics;
@@ -312,7 +356,9 @@ mod tests {
         let log = Arc::clone(&seen);
         tokio::spawn(async move {
             let deadline = Instant::now() + limits.header_timeout;
-            let Some((stream, first)) = sniff(Socket::Tcp(stream), BytesMut::new(), deadline).await else { return };
+            let Some((stream, first)) = sniff(Socket::Tcp(stream.into()), BytesMut::new(), deadline).await else {
+                return;
+            };
             if first.starts_with(PREFACE) {
                 let handler = move |request| -> Answering {
                     let answer = handler(request, Arc::default());
@@ -340,6 +386,23 @@ mod tests {
             http1(stream, first, deadline, link, &limits, handler).await;
         });
         (app, seen)
+    }
+
+    #[test]
+    fn the_last_places_are_for_listeners_that_have_less_than_their_share() {
+        for (max, all, here, doors, room) in [
+            (1, 0, 0, 2, true),
+            (1, 1, 0, 2, false),
+            (800, 699, 699, 2, true),
+            (800, 700, 700, 2, false),
+            (800, 700, 0, 2, true),
+            (800, 799, 99, 2, true),
+            (800, 800, 0, 2, false),
+            (800, 799, 799, 1, true),
+        ] {
+            let crowd = Crowd { max, all, here, doors };
+            assert_eq!(crowd.has_room(), room, "{crowd:?}");
+        }
     }
 
     /// Answers with the length of the body, or how it broke.

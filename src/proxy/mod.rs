@@ -25,10 +25,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header};
 use hyper::body::{Body, Incoming};
 use hyper::upgrade::OnUpgrade;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -47,6 +46,7 @@ use crate::proxy::target::{Form, Target};
 use crate::proxy::unwind::CatchUnwind;
 use crate::shared::Shared;
 use crate::shutdown::Drain;
+use crate::tcp::Tcp;
 use crate::telemetry::access::AccessLog;
 use crate::telemetry::failures::Failures;
 use crate::telemetry::metrics::{Limit, Metrics};
@@ -154,7 +154,7 @@ enum Outcome {
     /// The upstream's 101, and how to get at the app's connection.
     Upgrade(Response<Carry<UpstreamBody>>, OnUpgrade),
     /// The tunnel's connection, and how to get at the app's.
-    Tunnel(TcpStream, OnUpgrade),
+    Tunnel(Tcp, OnUpgrade),
     /// A tunnel that ends here.
     Inside(Arc<Upstream>, Target, OnUpgrade),
 }
@@ -180,6 +180,8 @@ pub(crate) fn serve(
         http1: request.version() != Version::HTTP_2,
     };
     let old = request.version() == Version::HTTP_10;
+    let (has_body, length) = (!request.body().is_end_stream(), request.body().size_hint().exact());
+    let undecided = connection.link.is_some() && request.headers().contains_key(header::UPGRADE);
     let step = catch_unwind(AssertUnwindSafe(|| prepare(&connection, &table, request, &mut record)));
     let step = step.unwrap_or(Err(Error::Panic));
     async move {
@@ -202,6 +204,12 @@ pub(crate) fn serve(
             }
             Err(error) => Err(error),
         };
+        // hyper closes a connection whose request it could not read to the end. An app that isn't told might send its next
+        // request there. What has a length and lies in memory already, hyper reads.
+        let body_left = has_body && !record.exchange.upload.whole.load(Ordering::Relaxed) && {
+            let has_come = connection.link.as_ref().is_some_and(|link| link.has_body());
+            !(length.is_some() && has_come)
+        };
         let mut response = match result {
             Ok(Outcome::Answer(response)) => answered(&connection, response, asked, old, record),
             Ok(Outcome::Upgrade(response, app)) => return upgraded(&connection, response, app, record),
@@ -211,7 +219,11 @@ pub(crate) fn serve(
             }
             Err(error) => refused(&connection, error, asked, record),
         };
-        let closes = connection.retired.told.load(Ordering::Relaxed) || connection.proxy.drain.begun.is_cancelled();
+        if let Some(link) = connection.link.as_ref().filter(|_| undecided) {
+            link.decline();
+        }
+        let closes =
+            body_left || connection.retired.told.load(Ordering::Relaxed) || connection.proxy.drain.begun.is_cancelled();
         if asked.http1 && closes {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
@@ -263,6 +275,8 @@ fn prepare(
         }
         return Err(refusal);
     }
+    let everything =
+        *request.method() == Method::OPTIONS && connection.link.as_ref().is_some_and(|link| link.of_everything());
     // Those of HTTP/1 were counted before hyper saw them.
     if request.version() == Version::HTTP_2 {
         within_limits(&table.config.limits, &request).inspect_err(|refusal| {
@@ -277,6 +291,7 @@ fn prepare(
     let version = request.version();
     if version == Version::HTTP_2 {
         headers::check_http2(request.headers())?;
+        headers::join_cookies(request.headers_mut());
     }
     let scheme = match &connection.entry {
         Entry::Inside(inside) => inside.scheme,
@@ -298,6 +313,9 @@ fn prepare(
         return Ok(Step::Tunnel { origin: way::of_tunnel(&target), upstream: way.upstream, app });
     }
 
+    if everything {
+        *request.uri_mut() = Uri::from_static("*");
+    }
     let lane = Arc::clone(upstream.lane(request.method(), request.uri().path()));
     record.routed(upstream, &lane);
     if let Some(source) = headers::client_retry(request.headers()) {
@@ -314,9 +332,6 @@ fn prepare(
         _ => AppBody::Incoming(body),
     };
     headers::remove_hop_by_hop(&mut head.headers, upgrade, lane.policies.idempotency_headers());
-    if version == Version::HTTP_2 {
-        headers::join_cookies(&mut head.headers);
-    }
     if target.form == Form::Absolute || version == Version::HTTP_2 {
         head.headers.insert(header::HOST, target::host_value(&target));
     }
@@ -403,8 +418,9 @@ fn answered(
     let (mut head, body) = response.into_parts();
     first_byte(&record);
     record.answering(head.status.as_u16());
-    if head.headers.contains_key(header::TRANSFER_ENCODING) {
-        // The length of something else than the body that is passed on (RFC 9112 section 6.3).
+    if head.headers.contains_key(header::TRANSFER_ENCODING) || head.status == StatusCode::NO_CONTENT {
+        // The length of something else than the body that is passed on (RFC 9112 section 6.3), or of a body where there is none:
+        // an app that believed it would take the next answer for that (RFC 9110 section 8.6).
         headers::remove(&mut head.headers, &header::CONTENT_LENGTH);
     }
     headers::remove_hop_by_hop(&mut head.headers, false, &[]);
@@ -452,12 +468,7 @@ fn upgraded(
 }
 
 /// Answers a CONNECT whose connection is made; what follows is relayed.
-fn tunnelled(
-    connection: &Connection,
-    stream: TcpStream,
-    app: OnUpgrade,
-    mut record: Box<Record>,
-) -> Response<ResponseBody> {
+fn tunnelled(connection: &Connection, stream: Tcp, app: OnUpgrade, mut record: Box<Record>) -> Response<ResponseBody> {
     first_byte(&record);
     record.answering(200);
     let idle = record.opened(Instant::now());

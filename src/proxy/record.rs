@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use http::{HeaderMap, Method, Request, Uri};
 use tokio::time::Instant;
 
-use crate::error::{self, Denial, Error};
+use crate::error::{self, Denial, Error, Overload};
 use crate::message::Exchange;
 use crate::origin::Origin;
 use crate::proxy::Proxy;
@@ -18,6 +18,7 @@ use crate::proxy::target::Target;
 use crate::shutdown::InFlight;
 use crate::telemetry::access::{AccessLog, Line};
 use crate::telemetry::failures::Failure;
+use crate::telemetry::metrics::Limit;
 use crate::telemetry::report::{self, Gauge, Rejected, Skipped};
 use crate::telemetry::spans::{self, Draft, Fault, Kind, Parent, Trace};
 use crate::upstream::table::Table;
@@ -130,6 +131,13 @@ impl Record {
     pub(crate) fn failed(&mut self, error: Error) {
         if let Some(reason) = rejected(&error) {
             self.upstream.report.rejected(reason);
+        }
+        if let Error::Overloaded(overload) = error {
+            self.proxy.metrics.limit_refused(match overload {
+                Overload::Connections => Limit::Connections,
+                Overload::Descriptors => Limit::Descriptors,
+                Overload::Lookups => Limit::Lookups,
+            });
         }
         self.end = End::Failed(error);
     }
@@ -338,7 +346,7 @@ fn rejected(error: &Error) -> Option<Rejected> {
         Error::CircuitOpen(_) => Some(Rejected::CircuitOpen),
         Error::RateLimited(_) => Some(Rejected::RateLimited),
         Error::ConcurrencyLimited | Error::NoConnection => Some(Rejected::Concurrency),
-        Error::Overloaded | Error::ShuttingDown => Some(Rejected::Overloaded),
+        Error::Overloaded(_) | Error::ShuttingDown => Some(Rejected::Overloaded),
         Error::AppSilent
         | Error::AppGone
         | Error::Connect { .. }

@@ -12,13 +12,16 @@ use bytes::Buf;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use crate::proxy::io::Replayed;
+use crate::tcp::Tcp;
 
 /// One read. Each worker thread has one such buffer; a relay only owns what the other side didn't take.
 const PIECE: usize = 32 * 1024;
+/// How long nothing may move once one side has ended. The other may still have an answer to finish; but where it was the app
+/// that is gone and the upstream doesn't care, nothing would ever come, and nobody would notice.
+const HALF_CLOSED: Duration = Duration::from_secs(5 * 60);
 /// Pieces that one direction moves before the others have their turn.
 const TURNS: usize = 16;
 
@@ -32,7 +35,7 @@ pub(crate) trait Side: AsyncRead + AsyncWrite + Unpin {
     fn abort(&self);
 }
 
-impl Side for TcpStream {
+impl Side for Tcp {
     fn abort(&self) {
         // Where it fails the socket is gone already.
         let _ = self.set_zero_linger();
@@ -85,16 +88,17 @@ enum Flow {
 }
 
 /// Copies both ways until both are done, one breaks, or nothing moved for `idle`. One side's end is passed on as such and
-/// the other way goes on, as TCP does. `up` counts from `a` to `b`, `down` the other way.
+/// the other way goes on, as TCP does, but not for long where nothing moves on it. `up` counts from `a` to `b`, `down` the other way.
 pub(crate) async fn relay<A: Side, B: Side>(
     a: &mut A,
     b: &mut B,
-    idle: Option<Duration>,
+    mut idle: Option<Duration>,
     up: &AtomicU64,
     down: &AtomicU64,
 ) -> Ended {
     let (mut forth, mut back) = (Way::default(), Way::default());
     let mut last = Instant::now();
+    let mut half_closed = false;
     let mut clock: Option<Pin<Box<Sleep>>> = idle.map(|idle| Box::pin(tokio::time::sleep(idle)));
     let ended = poll_fn(|cx| {
         let mut moved = 0;
@@ -106,6 +110,14 @@ pub(crate) async fn relay<A: Side, B: Side>(
             Err(error) => return Poll::Ready(Ended::Broken(error)),
             Ok(true) => return Poll::Ready(Ended::Closed),
             Ok(false) => {}
+        }
+        if !half_closed && (forth.has_ended() || back.has_ended()) {
+            half_closed = true;
+            last = Instant::now();
+            idle = idle.map(|idle| idle.min(HALF_CLOSED));
+            if let (Some(clock), Some(idle)) = (&mut clock, idle) {
+                clock.as_mut().reset(last + idle);
+            }
         }
         // The clock is only moved when it rings: most bytes cost no timer.
         if let (Some(clock), Some(idle)) = (&mut clock, idle) {
@@ -144,6 +156,14 @@ fn both<A: Side, B: Side>(
 }
 
 impl Way {
+    /// Its reading end is at its end.
+    fn has_ended(&self) -> bool {
+        match self.state {
+            Flow::Open => false,
+            Flow::Closing | Flow::Closed => true,
+        }
+    }
+
     /// Ready once this way is done.
     fn poll(
         &mut self,
@@ -285,5 +305,27 @@ mod tests {
         upstream.read_u8().await.unwrap();
         assert!(matches!(relayed.await.unwrap(), Ended::Idle));
         assert_eq!(start.elapsed().as_secs(), 26);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_half_closed_stream_lives_while_bytes_come_and_not_much_longer() {
+        let (mut app, mut a) = duplex(16);
+        let (mut b, mut upstream) = duplex(16);
+        let start = Instant::now();
+        let relayed = tokio::spawn(async move {
+            let (up, down) = (AtomicU64::new(0), AtomicU64::new(0));
+            relay(&mut a, &mut b, Some(Duration::from_secs(3600)), &up, &down).await
+        });
+        // Silence before the end doesn't count.
+        tokio::time::sleep(HALF_CLOSED * 2).await;
+        app.shutdown().await.unwrap();
+        assert_eq!(upstream.read(&mut [0; 16]).await.unwrap(), 0);
+        for _ in 0..3 {
+            tokio::time::sleep(HALF_CLOSED - Duration::from_secs(1)).await;
+            upstream.write_all(b"x").await.unwrap();
+            app.read_u8().await.unwrap();
+        }
+        assert!(matches!(relayed.await.unwrap(), Ended::Idle));
+        assert_eq!(start.elapsed(), HALF_CLOSED * 6 - Duration::from_secs(3));
     }
 }

@@ -120,7 +120,7 @@ fn push_progress(text: &mut String, progress: Progress<'_>) {
 /// After what is wrong with the app's own message nothing on its connection can be trusted.
 fn closes(error: &Error) -> bool {
     match error {
-        Error::Overloaded | Error::ShuttingDown | Error::AppSilent | Error::AppGone => true,
+        Error::Overloaded(_) | Error::ShuttingDown | Error::AppSilent | Error::AppGone => true,
         Error::Expectation | Error::Misdirected => false,
         Error::BadRequest(_) | Error::UriTooLong | Error::HeadersTooLarge(_) => true,
         Error::Loop
@@ -189,7 +189,7 @@ fn grpc_message(text: &str) -> HeaderValue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::{ConnectFailure, Denial};
+    use crate::error::{ConnectFailure, Denial, Overload};
     use std::time::Duration;
 
     fn refused() -> Error {
@@ -245,7 +245,7 @@ mod tests {
         let asked = Asked { grpc: true, ..Asked::default() };
         for (error, status) in [
             (refused(), "14"),
-            (Error::Overloaded, "14"),
+            (Error::Overloaded(Overload::Connections), "14"),
             (Error::UpstreamSilent, "4"),
             (Error::RateLimited(Duration::ZERO), "8"),
             (Error::Denied(Denial::Unmatched), "7"),

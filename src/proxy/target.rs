@@ -50,7 +50,7 @@ impl Target {
     pub(crate) fn is_own(&self, accepted: SocketAddr, own: impl Iterator<Item = SocketAddr>) -> bool {
         let ip = match &self.host {
             Host::Ip(ip) => Some(unmapped(*ip)),
-            Host::Name(name) if &**name == "localhost" || name.ends_with(".localhost") => None,
+            Host::Name(_) if self.host.is_localhost() => None,
             Host::Name(_) => return false,
         };
         std::iter::once(accepted).chain(own).filter(|listener| listener.port() == self.port).any(|listener| {
@@ -108,13 +108,16 @@ pub(crate) fn read(method: &Method, uri: &Uri, version: Version, headers: &Heade
     if uri.path_and_query().is_some_and(|path| !path.as_str().is_ascii()) {
         return bad("the target has a byte that no target has");
     }
+    let http2 = version == Version::HTTP_2;
+    if http2 && uri.path_and_query().is_some_and(|path| path.as_str().starts_with('?')) {
+        return bad("the :path does not begin with a slash");
+    }
     let scheme = match uri.scheme_str() {
         None => None,
         Some("http") => Some(Scheme::Http),
         Some("https") => Some(Scheme::Https),
         Some(_) => return bad("the URL's scheme is neither http nor https"),
     };
-    let http2 = version == Version::HTTP_2;
     match (scheme, uri.authority()) {
         (Some(scheme), Some(authority)) => {
             let (name, port) = parse_authority(authority.as_str()).map_err(Error::BadRequest)?;

@@ -5,7 +5,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::Result;
@@ -16,13 +15,14 @@ use crate::proxy::io::{AppIo, Replayed};
 use crate::proxy::record::Record;
 use crate::proxy::relay::{self, Ended, Side};
 use crate::proxy::socket::Socket;
+use crate::tcp::Tcp;
 use crate::upstream::Upstream;
 
 /// Connects to the host and port asked for, under the upstream's policies.
 ///
 /// # Errors
 /// What kept the connection from being made.
-pub(crate) async fn connect(upstream: &Upstream, origin: Origin, record: &Record) -> Result<TcpStream> {
+pub(crate) async fn connect(upstream: &Upstream, origin: Origin, record: &Record) -> Result<Tcp> {
     upstream.lane.policies.tunnel(&record.exchange, &Way { upstream, origin }).await
 }
 
@@ -33,9 +33,9 @@ struct Way<'a> {
 }
 
 impl Dial for Way<'_> {
-    type Connection = TcpStream;
+    type Connection = Tcp;
 
-    async fn dial(&self, attempt: &Attempt) -> Result<TcpStream> {
+    async fn dial(&self, attempt: &Attempt) -> Result<Tcp> {
         let (stream, _) = self.upstream.transport.tunnel(&self.origin, attempt).await?;
         Ok(stream)
     }
@@ -44,7 +44,7 @@ impl Dial for Way<'_> {
 /// Relays once the app's side has its 200. Lives until either side ends it, it falls silent, or the drain ends.
 pub(crate) fn start(
     app: OnUpgrade,
-    mut upstream: TcpStream,
+    mut upstream: Tcp,
     mut record: Box<Record>,
     idle: Option<Duration>,
     ended: CancellationToken,
@@ -81,6 +81,7 @@ pub(crate) async fn run(
 ) {
     let exchange = std::sync::Arc::clone(&record.exchange);
     tokio::select! {
+        biased;
         end = relay::relay(app, upstream, idle, &exchange.bytes_in, &exchange.bytes_out) => {
             match end {
                 Ended::Closed => {}

@@ -90,25 +90,30 @@ impl AccessLog {
 
     /// Path and query as they are shown; `None` where `path` is `off`.
     pub fn path(&self, target: &str) -> Option<String> {
-        match self.path {
-            config::LogPath::Masked => Some(shown(target, true)),
-            config::LogPath::Full => Some(shown(target, false)),
-            config::LogPath::Off => None,
+        let mut path = match self.path {
+            config::LogPath::Masked => shown(target, true),
+            config::LogPath::Full => shown(target, false),
+            config::LogPath::Off => return None,
+        };
+        if path.len() > MOST_OF_PATH {
+            path.truncate(cut(&path, MOST_OF_PATH).len());
+            path.push('…');
         }
+        Some(path)
     }
 
     fn format(&self, line: &Line<'_>) -> String {
         let mut out = line::Line::new(self.json, "INFO", "request");
         out.text("upstream", line.upstream);
         out.text("route", line.route);
-        out.text("method", line.method);
+        out.text("method", cut(line.method, MOST_OF_METHOD));
         out.text("host", line.host);
         if let Some(path) = self.path(line.path) {
             out.text("path", &path);
         }
         out.number("status", line.status);
         out.optional("error", line.error);
-        out.optional("detail", line.detail);
+        out.optional("detail", line.detail.map(|detail| cut(detail, MOST_OF_PATH)));
         out.number("attempts", line.attempts);
         out.optional("no_retry", line.no_retry);
         out.number("total_ms", Millis(line.total));
@@ -122,6 +127,16 @@ impl AccessLog {
         out.text("trace_id", line.trace_id);
         out.finish()
     }
+}
+
+/// Of a path or a sentence, in bytes. Lines may have to wait for a slow reader, many of them.
+const MOST_OF_PATH: usize = 1024;
+/// Of a method, in bytes: apps may make their own.
+const MOST_OF_METHOD: usize = 32;
+
+/// The first `most` bytes, without half a character.
+fn cut(text: &str, most: usize) -> &str {
+    &text[..text.floor_char_boundary(most)]
 }
 
 /// Milliseconds with three decimals.
@@ -253,6 +268,14 @@ mod tests {
         assert_eq!(json["bytes_out"], 5_u64 << 30);
         assert_eq!(json["detail"], "the circuit is \"open\"");
         assert!(json.get("first_byte_ms").is_none() && json["time"].as_str().unwrap().ends_with('Z'));
+    }
+
+    #[test]
+    fn a_line_is_short_whatever_the_app_asks_for() {
+        let (path, method) = ("/é".repeat(20_000), "X".repeat(30_000));
+        let text = AccessLog::new(&log()).format(&Line { path: &path, method: &method, ..line() });
+        assert!(text.len() < 2048 && text.contains("…"), "{}", text.len());
+        assert!(text.contains("\"XXXXXXXX"), "{text}");
     }
 
     #[test]

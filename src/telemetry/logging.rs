@@ -1,12 +1,14 @@
-//! tracing, stdout, and what happens when nobody reads it: lines are dropped and counted, nothing ever waits.
+//! tracing, stdout, and what happens when nobody reads it or it can't be written: lines are dropped and counted, nothing ever
+//! waits.
 //!
 //! Only Outrigger's own events are written, and errors of the libraries below it: at `debug` an HTTP library prints whole
 //! messages, secrets included.
 
 use std::fmt;
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, Write};
+use std::panic::PanicHookInfo;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
@@ -28,6 +30,7 @@ pub struct Logging {
     writer: NonBlocking,
     json: Arc<AtomicBool>,
     level: reload::Handle<Targets, Registry>,
+    unwritten: Arc<AtomicU64>,
 }
 
 impl Logging {
@@ -39,11 +42,7 @@ impl Logging {
         // The worker flushes whenever it has caught up, so a quiet log is never late and a busy one costs few writes.
         let (logging, guard, subscriber) = Logging::over(BufWriter::with_capacity(64 << 10, std::io::stdout()), log);
         tracing::subscriber::set_global_default(subscriber).map_err(|error| error.to_string())?;
-        std::panic::set_hook(Box::new(|panic| {
-            // The payload may quote a request, so only the place is told.
-            let place = panic.location().map(ToString::to_string);
-            tracing::error!(place, thread = std::thread::current().name(), "a panic");
-        }));
+        std::panic::set_hook(Box::new(tell_panic));
         Ok((logging, guard))
     }
 
@@ -51,12 +50,14 @@ impl Logging {
         out: impl Write + Send + 'static,
         log: &config::Log,
     ) -> (Logging, WorkerGuard, impl Subscriber + Send + Sync) {
+        let unwritten = Arc::<AtomicU64>::default();
+        let out = Counted { out, unwritten: unwritten.clone() };
         let (writer, guard) =
             NonBlockingBuilder::default().buffered_lines_limit(WAITING_LINES).thread_name("log").finish(out);
         let json = Arc::new(AtomicBool::new(log.json));
         let (filter, level) = reload::Layer::new(targets(log.level));
         let lines = Lines { json: json.clone(), writer: writer.clone() };
-        (Logging { writer, json, level }, guard, Registry::default().with(filter).with(lines))
+        (Logging { writer, json, level, unwritten }, guard, Registry::default().with(filter).with(lines))
     }
 
     /// A reload changed `log`.
@@ -71,11 +72,43 @@ impl Logging {
         self.writer.clone()
     }
 
-    /// How many lines were dropped so far.
+    /// How many lines were dropped so far: nobody read them in time, or they could not be written.
     pub fn dropped(&self) -> impl Fn() -> u64 + Send + 'static {
         let counter = self.writer.error_counter();
-        move || counter.dropped_lines() as u64
+        let unwritten = self.unwritten.clone();
+        move || counter.dropped_lines() as u64 + unwritten.load(Ordering::Relaxed)
     }
+}
+
+/// Counts the lines that could not be written: the disk is full, the reader is gone. The thread that writes tells nobody.
+struct Counted<W> {
+    out: W,
+    unwritten: Arc<AtomicU64>,
+}
+
+impl<W: Write> Write for Counted<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.out.write(bytes)
+    }
+
+    /// A line.
+    fn write_all(&mut self, line: &[u8]) -> io::Result<()> {
+        let written = self.out.write_all(line);
+        if written.is_err() {
+            self.unwritten.fetch_add(1, Ordering::Relaxed);
+        }
+        written
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// The payload may quote a request, so only the place is told.
+fn tell_panic(panic: &PanicHookInfo<'_>) {
+    let place = panic.location().map(ToString::to_string);
+    tracing::error!(place, thread = std::thread::current().name(), "a panic");
 }
 
 fn targets(level: LogLevel) -> Targets {
@@ -206,6 +239,31 @@ mod tests {
         assert!(text.ends_with(" DEBUG after n=1\n") && !text.contains("before"), "{text}");
     }
 
+    /// A full disk.
+    struct Full;
+
+    impl Write for Full {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(io::ErrorKind::StorageFull.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn lines_that_cannot_be_written_are_counted() {
+        let (logging, guard, subscriber) = Logging::over(Full, &settings(true, LogLevel::Info));
+        tracing::subscriber::with_default(subscriber, || {
+            for _ in 0..3 {
+                tracing::info!("lost");
+            }
+        });
+        drop(guard);
+        assert_eq!(logging.dropped()(), 3);
+    }
+
     #[test]
     fn libraries_are_heard_when_they_fail_only() {
         let text = written(&settings(true, LogLevel::Debug), |_| {
@@ -213,5 +271,17 @@ mod tests {
             tracing::error!(target: "rustls", "broken");
         });
         assert!(!text.contains("secret") && text.contains("broken"), "{text}");
+    }
+
+    #[test]
+    fn a_panic_is_told_by_its_place_and_without_its_words() {
+        let text = written(&settings(true, LogLevel::Debug), |_| {
+            let before = std::panic::take_hook();
+            std::panic::set_hook(Box::new(tell_panic));
+            let ended = std::panic::catch_unwind(|| panic!("authorization: {}", "hunter2"));
+            std::panic::set_hook(before);
+            assert!(ended.is_err());
+        });
+        assert!(text.contains("a panic") && text.contains("logging.rs:") && !text.contains("hunter2"), "{text}");
     }
 }

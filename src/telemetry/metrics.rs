@@ -35,13 +35,19 @@ pub enum Limit {
     KeyedBuckets,
     /// The process has no file descriptors left.
     Descriptors,
+    /// The 256 look-ups of names at once.
+    Lookups,
+    /// The 4,096 names whose addresses are remembered: one was forgotten while it was still good.
+    Names,
+    /// The 1,000 certificates of an intercepting CA: the one used longest ago was forgotten.
+    Leaves,
     /// Frames of an app's HTTP/2 connection that carry nothing, or requests that it takes back at once: a bound of our own.
     Flood,
 }
 
 impl Limit {
     /// All of them.
-    pub const ALL: [Limit; 8] = [
+    pub const ALL: [Limit; 11] = [
         Limit::Connections,
         Limit::HeaderBytes,
         Limit::Headers,
@@ -49,6 +55,9 @@ impl Limit {
         Limit::ReplayMemory,
         Limit::KeyedBuckets,
         Limit::Descriptors,
+        Limit::Lookups,
+        Limit::Names,
+        Limit::Leaves,
         Limit::Flood,
     ];
 
@@ -62,6 +71,9 @@ impl Limit {
             Limit::ReplayMemory => "replay_memory",
             Limit::KeyedBuckets => "keyed_buckets",
             Limit::Descriptors => "descriptors",
+            Limit::Lookups => "dns_lookups",
+            Limit::Names => "dns_names",
+            Limit::Leaves => "leaf_certificates",
             Limit::Flood => "http2_flood",
         }
     }
@@ -190,9 +202,14 @@ impl Metrics {
     /// Bytes held by replay buffers, as of now, and how often they met their cap so far.
     pub fn set_replay(&self, bytes: u64, refused: u64) {
         self.families.replay_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
-        let counter = self.families.limit_refused.with_label_values(&[Limit::ReplayMemory.as_str()]);
+        self.set_refused(Limit::ReplayMemory, refused);
+    }
+
+    /// How often a bound was met so far, where that is counted elsewhere.
+    pub fn set_refused(&self, limit: Limit, so_far: u64) {
+        let counter = self.families.limit_refused.with_label_values(&[limit.as_str()]);
         let _one_at_a_time = lock(&self.dropped);
-        counter.inc_by(refused.saturating_sub(counter.get()));
+        counter.inc_by(so_far.saturating_sub(counter.get()));
     }
 
     /// The text exposition format (0.0.4).

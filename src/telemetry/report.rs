@@ -34,6 +34,7 @@ pub struct UpstreamReport {
     in_flight: IntGauge,
     queued: IntGauge,
     buckets_forgotten: IntCounter,
+    leaves_forgotten: IntCounter,
     tunnels: IntGauge,
     sent: IntCounter,
     received: IntCounter,
@@ -84,6 +85,7 @@ impl UpstreamReport {
             in_flight: families.in_flight.with_label_values(&[name]),
             queued: families.queued.with_label_values(&[name]),
             buckets_forgotten: families.limit_refused.with_label_values(&[Limit::KeyedBuckets.as_str()]),
+            leaves_forgotten: families.limit_refused.with_label_values(&[Limit::Leaves.as_str()]),
             tunnels: families.tunnels.with_label_values(&[name]),
             sent: families.bytes.with_label_values(&[name, "sent"]),
             received: families.bytes.with_label_values(&[name, "received"]),
@@ -186,6 +188,11 @@ impl UpstreamReport {
     /// A bucket of `rate_limit.key` was forgotten for want of room.
     pub fn bucket_forgotten(&self) {
         self.buckets_forgotten.inc();
+    }
+
+    /// A certificate that was made for an intercepted host was forgotten for want of room.
+    pub fn leaf_forgotten(&self) {
+        self.leaves_forgotten.inc();
     }
 
     /// Body bytes: to the upstream (`sent`) and from it (`received`).

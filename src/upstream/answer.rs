@@ -11,6 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use crate::error::{Error, Result, Sent};
+use crate::trailers;
 use crate::upstream::balance::Load;
 use crate::upstream::connection::{chain, h2_error};
 use crate::upstream::pool::Lease;
@@ -25,8 +26,14 @@ pub(super) fn check(head: &mut http::response::Parts, asked_to_upgrade: bool, ma
         return Err("it switches protocols, unasked".to_owned());
     }
     // hyper bounds HTTP/1.1 heads by itself.
-    if head.version == Version::HTTP_2 && head.headers.len() > max_fields {
-        return Err(format!("its head has more than {max_fields} fields (limits.max_headers)"));
+    if head.version == Version::HTTP_2 {
+        if head.headers.len() > max_fields {
+            return Err(format!("its head has more than {max_fields} fields (limits.max_headers)"));
+        }
+        // h2 lets it pass, and it is no name in HTTP/1 (RFC 9110 section 5.6.2).
+        if head.headers.keys().any(|name| name.as_str().contains('"')) {
+            return Err("a header's name has a quotation mark".to_owned());
+        }
     }
     check_framing(&mut head.headers)?;
     head.version = Version::HTTP_11;
@@ -139,7 +146,10 @@ impl Body for UpstreamBody {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let this = self.get_mut();
         match Pin::new(&mut this.incoming).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
+            Poll::Ready(Some(Ok(mut frame))) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    trailers::clean(trailers);
+                }
                 if !this.upgraded && this.lease.is_some() && this.incoming.is_end_stream() {
                     this.finish();
                 }

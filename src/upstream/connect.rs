@@ -9,14 +9,16 @@ use std::time::Duration;
 
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
-use socket2::{SockRef, TcpKeepalive};
-use tokio::net::TcpStream;
+use socket2::TcpKeepalive;
+use tokio::net::TcpSocket;
 use tokio_rustls::TlsConnector;
 
 use crate::address::AddressSet;
 use crate::config;
-use crate::error::{ConnectFailure, Error, Result};
+use crate::descriptors::{self, Room};
+use crate::error::{ConnectFailure, Error, Overload, Result};
 use crate::origin::Host;
+use crate::tcp::Tcp;
 use crate::upstream::connection::Stream;
 use crate::upstream::dns::{Dns, Lookup, LookupError};
 use crate::upstream::egress::Egress;
@@ -26,6 +28,9 @@ use crate::upstream::tls::{self, SystemRoots};
 
 /// A connection whose peer is gone is noticed after this long without traffic, plus three probes ten seconds apart.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(30);
+
+/// Too many open files, on Linux and the BSDs.
+const EMFILE: i32 = 24;
 
 /// What is sent and not acknowledged for this long breaks the connection. Not for tunnels: whoever reads there may pause.
 const USER_TIMEOUT: Duration = Duration::from_secs(120);
@@ -69,7 +74,7 @@ impl Connector {
     /// # Errors
     /// A sentence when the system's resolver configuration can't be used.
     pub fn new(dns: &config::Dns, egress: &config::Egress, own: Vec<SocketAddr>) -> Result<Arc<Connector>, String> {
-        Ok(Connector::with(Arc::new(SystemResolver::new()), Arc::new(Tcp), dns, egress, own))
+        Ok(Connector::with(Arc::new(SystemResolver::new()), Arc::new(System), dns, egress, own))
     }
 
     /// The connector for a new configuration: this one where nothing changed, so that pools live on; else one that keeps
@@ -97,7 +102,7 @@ impl Connector {
     }
 
     /// With another resolver and dialler than the system's.
-    pub(super) fn with(
+    pub(crate) fn with(
         lookup: Arc<dyn Lookup>,
         dialer: Arc<dyn Dial>,
         dns: &config::Dns,
@@ -110,6 +115,11 @@ impl Connector {
             dialer,
             roots: Arc::default(),
         })
+    }
+
+    /// Names whose addresses were forgotten for others while they were still good, over the process's life.
+    pub(crate) fn names_forgotten(&self) -> u64 {
+        self.dns.forgotten()
     }
 
     /// The system's root certificates, loaded when first needed.
@@ -131,7 +141,7 @@ impl Connector {
         let set_up = async {
             let (tcp, _) = self.tcp(place, &stage).await?;
             // Failing to set an option costs a connection nothing but the option.
-            let _ = SockRef::from(&tcp).set_tcp_user_timeout(Some(USER_TIMEOUT));
+            let _ = tcp.set_user_timeout(USER_TIMEOUT);
             let Some(secure) = secure else { return Ok(Stream::Plain(tcp)) };
             stage.store(SHAKING_HANDS, Ordering::Relaxed);
             match TlsConnector::from(secure.config).connect(secure.server, tcp).await {
@@ -146,7 +156,7 @@ impl Connector {
     ///
     /// # Errors
     /// As [`Connector::connect`].
-    pub(super) async fn tunnel(&self, place: &Place<'_>, limit: Option<Duration>) -> Result<(TcpStream, SocketAddr)> {
+    pub(super) async fn tunnel(&self, place: &Place<'_>, limit: Option<Duration>) -> Result<(Tcp, SocketAddr)> {
         let stage = AtomicU8::new(RESOLVING);
         self.bounded(self.tcp(place, &stage), place, &stage, limit).await
     }
@@ -176,7 +186,7 @@ impl Connector {
         }
     }
 
-    async fn tcp(&self, place: &Place<'_>, stage: &AtomicU8) -> Result<(TcpStream, SocketAddr)> {
+    async fn tcp(&self, place: &Place<'_>, stage: &AtomicU8) -> Result<(Tcp, SocketAddr)> {
         let addresses = self.addresses(place).await?;
         stage.store(DIALLING, Ordering::Relaxed);
         let (stream, address) =
@@ -186,10 +196,10 @@ impl Connector {
         {
             return Err(Error::Loop);
         }
-        let _ = stream.set_nodelay(true);
+        let _ = stream.set_nodelay();
         let keepalive =
             TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(Duration::from_secs(10)).with_retries(3);
-        let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
+        let _ = stream.set_keepalive(&keepalive);
         Ok((stream, address))
     }
 
@@ -199,12 +209,13 @@ impl Connector {
         let ips = match place.host {
             Host::Ip(ip) => std::slice::from_ref(ip),
             Host::Name(name) => {
-                resolved = self.dns.resolve(name).await.map_err(|error| Error::Connect {
-                    failure: match error {
+                resolved = self.dns.resolve(name).await.map_err(|error| {
+                    let failure = match error {
                         LookupError::NoAddress(_) | LookupError::Failed(_) => ConnectFailure::Dns,
                         LookupError::TimedOut(_) => ConnectFailure::DnsTimeout,
-                    },
-                    detail: error.to_string(),
+                        LookupError::NoRoom(overload) => return Error::Overloaded(overload),
+                    };
+                    Error::Connect { failure, detail: error.to_string() }
                 })?;
                 &resolved[..]
             }
@@ -214,11 +225,17 @@ impl Connector {
 }
 
 /// The system's sockets.
-pub(super) struct Tcp;
+pub(super) struct System;
 
-impl Dial for Tcp {
+impl Dial for System {
     fn dial(&self, address: SocketAddr) -> DialFuture {
-        Box::pin(TcpStream::connect(address))
+        Box::pin(async move {
+            let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+            match descriptors::room(&socket) {
+                Room::Enough => socket.connect(address).await.map(Tcp::from),
+                Room::Scarce | Room::Last => Err(io::Error::from_raw_os_error(EMFILE)),
+            }
+        })
     }
 }
 
@@ -227,7 +244,7 @@ fn describe(failures: &Failures) -> Error {
     let mut worst = ConnectFailure::Unreachable;
     let mut detail = String::new();
     for (address, error) in failures {
-        let Some(failure) = classify(error) else { return Error::Overloaded };
+        let Some(failure) = classify(error) else { return Error::Overloaded(Overload::Descriptors) };
         if weight(failure) > weight(worst) {
             worst = failure;
         }
@@ -253,10 +270,15 @@ fn weight(failure: ConnectFailure) -> u8 {
     }
 }
 
+/// Whether this machine has no descriptors or memory left: EMFILE, ENFILE, ENOMEM, ENOBUFS, EAGAIN as Linux numbers them; std
+/// has no kinds for most of them.
+pub(super) fn is_exhaustion(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(EMFILE | 23 | 12 | 105 | 11))
+}
+
 /// `None`: this machine has no descriptors or memory left.
 fn classify(error: &io::Error) -> Option<ConnectFailure> {
-    // EMFILE, ENFILE, ENOMEM, ENOBUFS, EAGAIN as Linux numbers them; std has no kinds for most of them.
-    if matches!(error.raw_os_error(), Some(24 | 23 | 12 | 105 | 11)) {
+    if is_exhaustion(error) {
         return None;
     }
     Some(match error.kind() {
@@ -290,7 +312,7 @@ pub(super) mod tests {
         deny: Vec<AddressRule>,
         own: Vec<SocketAddr>,
     ) -> Arc<Connector> {
-        Connector::with(Scripted::new(answers), Arc::new(Tcp), &settings(), &egress(deny), own)
+        Connector::with(Scripted::new(answers), Arc::new(System), &settings(), &egress(deny), own)
     }
 
     async fn dial(connector: &Connector, host: &str, port: u16, limit: Duration) -> Result<Stream> {
@@ -311,6 +333,84 @@ pub(super) mod tests {
         assert!(matches!(error, Error::Denied(Denial::Address(..))), "{error:?}");
         let error = dial(&connector, "localhost", port, LONG).await.err().unwrap();
         assert!(matches!(error, Error::Denied(Denial::Address(..))), "{error:?}");
+    }
+
+    /// Refuses every connection, and remembers what was to be dialled.
+    #[derive(Default)]
+    struct Noting(std::sync::Mutex<Vec<SocketAddr>>);
+
+    impl Dial for Noting {
+        fn dial(&self, address: SocketAddr) -> DialFuture {
+            self.0.lock().unwrap().push(address);
+            Box::pin(std::future::ready(Err(io::ErrorKind::ConnectionRefused.into())))
+        }
+    }
+
+    fn built_in() -> Vec<AddressRule> {
+        vec![AddressRule::Loopback, AddressRule::LinkLocal, AddressRule::Metadata]
+    }
+
+    #[tokio::test]
+    async fn a_forbidden_one_of_several_addresses_is_never_dialled_whichever_form_it_has() {
+        let noting = Arc::new(Noting::default());
+        let answer = Scripted::addresses(&[
+            "169.254.169.254",
+            "192.0.2.1",
+            "::1",
+            "::ffff:169.254.169.254",
+            "2001:db8::1",
+            "64:ff9b::7f00:1",
+            "::ffff:192.0.2.2",
+            "fd00:ec2::254",
+        ]);
+        let connector =
+            Connector::with(Scripted::new(vec![answer]), noting.clone(), &settings(), &egress(built_in()), vec![]);
+        assert!(dial(&connector, "several.test", 80, LONG).await.is_err());
+        let mut dialled: Vec<String> = noting.0.lock().unwrap().iter().map(ToString::to_string).collect();
+        dialled.sort();
+        assert_eq!(dialled, ["192.0.2.1:80", "192.0.2.2:80", "[2001:db8::1]:80"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_changes_between_two_attempts_is_judged_each_time() {
+        let noting = Arc::new(Noting::default());
+        let answers = vec![Scripted::addresses(&["192.0.2.1"]), Scripted::addresses(&["169.254.169.254"])];
+        let connector =
+            Connector::with(Scripted::new(answers), noting.clone(), &settings(), &egress(built_in()), vec![]);
+        assert!(matches!(dial(&connector, "rebind.test", 80, LONG).await, Err(Error::Connect { .. })));
+        tokio::time::advance(Duration::from_secs(31)).await;
+        assert!(matches!(dial(&connector, "rebind.test", 80, LONG).await, Err(Error::Denied(_))));
+        assert_eq!(noting.0.lock().unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_name_of_the_hosts_file_that_leads_to_a_forbidden_address_is_never_dialled() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let lines =
+            "169.254.169.254 metadata.google.internal\n::1 ip6-localhost\n::ffff:127.0.0.1 mapped\n192.0.2.1 fine\n";
+        std::fs::write(file.path(), lines).unwrap();
+        let noting = Arc::new(Noting::default());
+        let dns = Dns::new(Scripted::new(vec![None]), settings())
+            .with_hosts(crate::upstream::hosts::HostsFile::at(file.path().to_owned()));
+        let rules = Egress { deny: AddressSet(built_in()), own: Vec::new() };
+        let connector = Connector { dns: Arc::new(dns), egress: rules, dialer: noting.clone(), roots: Arc::default() };
+        for name in ["metadata.google.internal.", "METADATA.google.internal", "ip6-localhost", "mapped"] {
+            assert!(matches!(dial(&connector, name, 80, LONG).await, Err(Error::Denied(_))), "{name}");
+        }
+        assert!(matches!(dial(&connector, "fine", 80, LONG).await, Err(Error::Connect { .. })));
+        assert_eq!(noting.0.lock().unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn rules_or_listeners_that_change_make_another_connector_so_that_no_pool_is_kept() {
+        let old = connector(vec![None], built_in(), vec![]);
+        let same = old.evolve(&settings(), &egress(built_in()), vec![]).unwrap();
+        assert!(Arc::ptr_eq(&old, &same));
+        let narrower = [built_in(), vec![AddressRule::Private]].concat();
+        let listener = vec!["127.0.0.1:7172".parse().unwrap()];
+        for (deny, own) in [(narrower, vec![]), (built_in(), listener)] {
+            assert!(!Arc::ptr_eq(&old, &old.evolve(&settings(), &egress(deny), own).unwrap()));
+        }
     }
 
     #[tokio::test]

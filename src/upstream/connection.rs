@@ -13,12 +13,12 @@ use std::time::Duration;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_rustls::client::TlsStream;
 
 use crate::frames::Traffic;
+use crate::tcp::Tcp;
 use crate::upstream::upload::SendBody;
 
 /// Read buffer of an HTTP/1.1 connection. hyper's own default grows to 400 KiB and keeps it while the connection idles.
@@ -49,9 +49,9 @@ pub(super) struct HeadLimits {
 /// The bytes to and from an upstream.
 pub(super) enum Stream {
     /// TCP as it is.
-    Plain(TcpStream),
+    Plain(Tcp),
     /// TLS over it.
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls(Box<TlsStream<Tcp>>),
 }
 
 impl Stream {

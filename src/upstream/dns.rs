@@ -6,55 +6,64 @@ use std::fmt;
 use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::address::LOCALHOST;
 use crate::config;
-use crate::upstream::egress::{LOCALHOST, is_localhost};
+use crate::error::{Error, Overload};
+use crate::origin::is_localhost;
 use crate::upstream::hosts::HostsFile;
 
 /// A look-up under way.
-pub(super) type LookupFuture = Pin<Box<dyn Future<Output = Result<Answer, LookupError>> + Send>>;
+pub(crate) type LookupFuture = Pin<Box<dyn Future<Output = Result<Answer, LookupError>> + Send>>;
 
 /// Asks for the addresses of a name, without any memory.
-pub(super) trait Lookup: Send + Sync + 'static {
+pub(crate) trait Lookup: Send + Sync + 'static {
     /// A and AAAA together; one of them failing is not a failure.
     fn lookup(&self, name: &str) -> LookupFuture;
 }
 
 /// What a look-up found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Answer {
+pub(crate) struct Answer {
     /// Never empty.
-    pub(super) addresses: Vec<IpAddr>,
+    pub(crate) addresses: Vec<IpAddr>,
     /// The shortest of the records.
-    pub(super) ttl: Duration,
+    pub(crate) ttl: Duration,
 }
 
 /// Why there is no address.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum LookupError {
+pub(crate) enum LookupError {
     /// The name does not exist or has no address: an answer, after which an older one is not used any more.
     NoAddress(String),
     /// The look-up failed.
     Failed(String),
     /// No name server answered.
     TimedOut(String),
+    /// It was not asked: Outrigger has no room for another look-up.
+    NoRoom(Overload),
 }
 
 impl fmt::Display for LookupError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             LookupError::NoAddress(text) | LookupError::Failed(text) | LookupError::TimedOut(text) => f.write_str(text),
+            LookupError::NoRoom(overload) => Error::Overloaded(*overload).fmt(f),
         }
     }
 }
 
 /// Names that are remembered at most; the app chooses them.
 const MAX_NAMES: usize = 4096;
+
+/// Look-ups under way at most: each holds a few sockets until the name servers answer.
+const MAX_FLIGHTS: usize = 256;
 
 /// A slow look-up is not waited for longer than this where a last good answer may still be used.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -66,7 +75,17 @@ pub(super) struct Dns {
     lookup: Arc<dyn Lookup>,
     settings: config::Dns,
     hosts: Option<HostsFile>,
-    names: Arc<Mutex<HashMap<Arc<str>, Entry>>>,
+    names: Arc<Mutex<Names>>,
+    /// Names that were forgotten for others while they were still good, over the process's life.
+    forgotten: Arc<AtomicU64>,
+}
+
+/// What is remembered.
+#[derive(Default)]
+struct Names {
+    entries: HashMap<Arc<str>, Entry>,
+    /// Look-ups under way.
+    flights: usize,
 }
 
 #[derive(Default)]
@@ -110,8 +129,9 @@ impl Entry {
                 Ok(addresses)
             }
             Err(error) => {
-                if matches!(error, LookupError::NoAddress(_)) {
-                    self.good = None;
+                match error {
+                    LookupError::NoAddress(_) => self.good = None,
+                    LookupError::Failed(_) | LookupError::TimedOut(_) | LookupError::NoRoom(_) => {}
                 }
                 self.failed = Some((error.clone(), now + settings.negative_ttl));
                 self.stale(now, settings.stale_for).ok_or(error)
@@ -129,13 +149,28 @@ impl Entry {
 impl Dns {
     /// Knows nothing yet.
     pub(super) fn new(lookup: Arc<dyn Lookup>, settings: config::Dns) -> Dns {
+        Dns::counting(lookup, settings, Arc::default())
+    }
+
+    fn counting(lookup: Arc<dyn Lookup>, settings: config::Dns, forgotten: Arc<AtomicU64>) -> Dns {
         let hosts = settings.hosts_file.then(HostsFile::system);
-        Dns { lookup, settings, hosts, names: Arc::default() }
+        Dns { lookup, settings, hosts, names: Arc::default(), forgotten }
+    }
+
+    /// With another hosts file than the machine's.
+    #[cfg(test)]
+    pub(super) fn with_hosts(self, hosts: HostsFile) -> Dns {
+        Dns { hosts: Some(hosts), ..self }
     }
 
     /// For other settings, with the same look-up and an empty memory.
     pub(super) fn evolve(&self, settings: &config::Dns) -> Dns {
-        Dns::new(self.lookup.clone(), settings.clone())
+        Dns::counting(self.lookup.clone(), settings.clone(), self.forgotten.clone())
+    }
+
+    /// Names that were forgotten for others while they were still good.
+    pub(super) fn forgotten(&self) -> u64 {
+        self.forgotten.load(Ordering::Relaxed)
     }
 
     /// What it was made from.
@@ -157,16 +192,17 @@ impl Dns {
         let (mut flight, stale) = {
             let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
             let now = Instant::now();
-            if let Some(entry) = names.get(name) {
-                if let Some(known) = entry.known(now, self.settings.stale_for) {
-                    return known;
+            let entry = names.entries.get(name);
+            if let Some(known) = entry.and_then(|entry| entry.known(now, self.settings.stale_for)) {
+                return known;
+            }
+            let stale = entry.and_then(|entry| entry.stale(now, self.settings.stale_for));
+            match entry.and_then(|entry| entry.flight.clone()) {
+                Some(flight) => (flight, stale),
+                None if names.flights >= MAX_FLIGHTS => {
+                    return stale.ok_or(LookupError::NoRoom(Overload::Lookups));
                 }
-                match &entry.flight {
-                    Some(flight) => (flight.clone(), entry.stale(now, self.settings.stale_for)),
-                    None => self.start(&mut names, name, now),
-                }
-            } else {
-                self.start(&mut names, name, now)
+                None => (self.start(&mut names, name, now), stale),
             }
         };
         let landed = async {
@@ -183,33 +219,52 @@ impl Dns {
     }
 
     /// Starts the look-up as a task of its own: who asked first may hang up, the others still wait for it.
-    fn start(
-        &self,
-        names: &mut HashMap<Arc<str>, Entry>,
-        name: &str,
-        now: Instant,
-    ) -> (watch::Receiver<Option<Found>>, Option<Arc<[IpAddr]>>) {
-        if names.len() >= MAX_NAMES && !names.contains_key(name) {
-            make_room(names, now, self.settings.stale_for);
+    fn start(&self, names: &mut Names, name: &str, now: Instant) -> watch::Receiver<Option<Found>> {
+        if names.entries.len() >= MAX_NAMES && !names.entries.contains_key(name) {
+            let forgot = make_room(&mut names.entries, now, self.settings.stale_for);
+            self.forgotten.fetch_add(u64::from(forgot), Ordering::Relaxed);
         }
         let name: Arc<str> = name.into();
         let (tell, flight) = watch::channel(None);
-        let entry = names.entry(name.clone()).or_default();
-        entry.flight = Some(flight.clone());
-        let stale = entry.stale(now, self.settings.stale_for);
-        let (names, settings, looking) = (self.names.clone(), self.settings.clone(), self.lookup.lookup(&name));
+        names.entries.entry(name.clone()).or_default().flight = Some(flight.clone());
+        names.flights += 1;
+        let under_way = Flight { names: self.names.clone(), settings: self.settings.clone(), name, tell, result: None };
+        let looking = self.lookup.lookup(&under_way.name);
         tokio::spawn(async move {
             let result = looking.await;
             if let Err(error) = &result {
-                tracing::debug!(host = %name, %error, "a look-up failed");
+                tracing::debug!(host = %under_way.name, %error, "a look-up failed");
             }
-            let found = {
-                let mut names = names.lock().unwrap_or_else(PoisonError::into_inner);
-                names.entry(name).or_default().settle(result, Instant::now(), &settings)
-            };
-            let _ = tell.send(Some(found));
+            under_way.land(result);
         });
-        (flight, stale)
+        flight
+    }
+}
+
+/// A look-up under way. However it ends, those who wait are told and the name can be looked up again.
+struct Flight {
+    names: Arc<Mutex<Names>>,
+    settings: config::Dns,
+    name: Arc<str>,
+    tell: watch::Sender<Option<Found>>,
+    result: Option<Result<Answer, LookupError>>,
+}
+
+impl Flight {
+    fn land(mut self, result: Result<Answer, LookupError>) {
+        self.result = Some(result);
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        let result = self.result.take().unwrap_or_else(|| Err(lost(&self.name)));
+        let found = {
+            let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+            names.flights -= 1;
+            names.entries.entry(self.name.clone()).or_default().settle(result, Instant::now(), &self.settings)
+        };
+        let _ = self.tell.send(Some(found));
     }
 }
 
@@ -217,24 +272,23 @@ fn lost(name: &str) -> LookupError {
     LookupError::Failed(format!("the look-up of {name} was lost"))
 }
 
-/// Forgets what has no worth any more, or else any one name that is not being looked up.
-fn make_room(names: &mut HashMap<Arc<str>, Entry>, now: Instant, stale_for: Duration) {
+/// Forgets what has no worth any more, or else any one name that is not being looked up: then true.
+fn make_room(names: &mut HashMap<Arc<str>, Entry>, now: Instant, stale_for: Duration) -> bool {
     names.retain(|_, entry| !entry.is_worthless(now, stale_for));
-    if names.len() >= MAX_NAMES {
-        let victim = names
-            .iter()
-            .filter(|(_, entry)| entry.flight.is_none())
-            .min_by_key(|(_, entry)| entry.good.as_ref().map(|good| good.fresh_until))
-            .map(|(name, _)| name.clone());
-        if let Some(victim) = victim {
-            names.remove(&victim);
-        }
+    if names.len() < MAX_NAMES {
+        return false;
     }
+    let victim = names
+        .iter()
+        .filter(|(_, entry)| entry.flight.is_none())
+        .min_by_key(|(_, entry)| entry.good.as_ref().map(|good| good.fresh_until))
+        .map(|(name, _)| name.clone());
+    victim.is_some_and(|victim| names.remove(&victim).is_some())
 }
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicUsize;
 
     use super::*;
 
@@ -374,7 +428,48 @@ pub(super) mod tests {
         for name in 0..MAX_NAMES + 100 {
             dns.resolve(&format!("{name}.test")).await.unwrap();
         }
-        assert!(dns.names.lock().unwrap().len() <= MAX_NAMES);
+        assert!(dns.names.lock().unwrap().entries.len() <= MAX_NAMES);
+        assert_eq!(dns.forgotten(), 100);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn look_ups_at_once_are_bounded_and_what_is_known_goes_on() {
+        let dns = Arc::new(Dns::new(Scripted::new(vec![Scripted::addresses(&["192.0.2.1"]), None]), settings()));
+        dns.resolve("good.test").await.unwrap();
+        let mut tasks = tokio::task::JoinSet::new();
+        for name in 0..MAX_FLIGHTS {
+            let dns = dns.clone();
+            tasks.spawn(async move { dns.resolve(&format!("{name}.test")).await });
+        }
+        tokio::task::yield_now().await;
+        assert_eq!(dns.resolve("more.test").await, Err(LookupError::NoRoom(Overload::Lookups)));
+        assert!(dns.resolve("good.test").await.is_ok());
+        // A stale answer is better than none.
+        tokio::time::advance(Duration::from_secs(31)).await;
+        assert!(dns.resolve("good.test").await.is_ok());
+        assert_eq!(dns.names.lock().unwrap().entries.len(), MAX_FLIGHTS + 1);
+    }
+
+    /// Panics once, then knows.
+    struct Broken(AtomicUsize);
+
+    impl Lookup for Broken {
+        fn lookup(&self, _name: &str) -> LookupFuture {
+            let before = self.0.fetch_add(1, Ordering::Relaxed);
+            Box::pin(async move {
+                assert!(before > 0, "as a library might");
+                Ok(Answer { addresses: vec!["192.0.2.1".parse().unwrap()], ttl: Duration::from_secs(30) })
+            })
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_look_up_that_panics_fails_alone_and_the_name_can_be_looked_up_again() {
+        let dns = Dns::new(Arc::new(Broken(AtomicUsize::new(0))), settings());
+        assert!(matches!(dns.resolve("a.test").await, Err(LookupError::Failed(_))));
+        tokio::time::advance(Duration::from_secs(3)).await;
+        assert!(dns.resolve("a.test").await.is_ok());
+        assert_eq!(dns.names.lock().unwrap().flights, 0);
     }
 
     #[tokio::test]

@@ -3,9 +3,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::address::AddressSet;
+use crate::address::{AddressSet, reaches};
 use crate::error::{Denial, Error, Result};
-use crate::origin::{Host, Origin};
+use crate::origin::Origin;
 
 /// The rules of the whole process.
 #[derive(Clone, Debug, Default)]
@@ -23,7 +23,7 @@ impl Egress {
     /// # Errors
     /// [`Error::Loop`] for a listener of ours, [`Error::Denied`] with the rule that covers it.
     fn judge(&self, address: SocketAddr, exempt: bool, allow: &AddressSet) -> Result<()> {
-        if self.own.iter().any(|own| is_own(*own, address)) {
+        if self.own.iter().any(|own| reaches(*own, address)) {
             return Err(Error::Loop);
         }
         if exempt {
@@ -49,7 +49,8 @@ impl Egress {
         let mut refusal = None;
         let mut addresses = Vec::new();
         for ip in ips {
-            let address = SocketAddr::new(ip, port);
+            // A mapped address is dialled as the IPv4 address that it is, so that it is judged as that too.
+            let address = SocketAddr::new(ip.to_canonical(), port);
             match self.judge(address, exempt, allow) {
                 Ok(()) => addresses.push(address),
                 Err(error) => refusal = refusal.or(Some(error)),
@@ -72,34 +73,11 @@ impl Egress {
     }
 }
 
-fn is_own(own: SocketAddr, address: SocketAddr) -> bool {
-    if own.port() != address.port() {
-        return false;
-    }
-    let (own, ip) = (own.ip().to_canonical(), address.ip().to_canonical());
-    own == ip
-        || (own.is_unspecified() || own.is_loopback()) && (ip.is_unspecified())
-        || own.is_unspecified() && ip.is_loopback()
-}
-
 /// Whether `egress.deny` has no say: the destination is written in `to`, as an address or `localhost`. That is the operator's
 /// own word.
 pub(crate) fn is_exempt(to: &[Origin], destination: &Origin) -> bool {
-    let operators_word = match &destination.host {
-        Host::Ip(_) => true,
-        Host::Name(name) => is_localhost(name),
-    };
-    operators_word && to.contains(destination)
+    (destination.host.ip().is_some() || destination.host.is_localhost()) && to.contains(destination)
 }
-
-/// RFC 6761 section 6.3: `localhost` and names below it are loopback, without a look-up.
-pub(crate) fn is_localhost(name: &str) -> bool {
-    name == "localhost" || name.ends_with(".localhost")
-}
-
-/// What `localhost` resolves to.
-pub(crate) const LOCALHOST: [IpAddr; 2] =
-    [IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), IpAddr::V6(std::net::Ipv6Addr::LOCALHOST)];
 
 #[cfg(test)]
 mod tests {

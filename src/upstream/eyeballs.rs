@@ -8,14 +8,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
+use crate::tcp::Tcp;
+
 /// A TCP connection being made.
-pub(super) type DialFuture = Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>>;
+pub(crate) type DialFuture = Pin<Box<dyn Future<Output = io::Result<Tcp>> + Send>>;
 
 /// Opens TCP connections; tests put others in its place.
-pub(super) trait Dial: Send + Sync + 'static {
+pub(crate) trait Dial: Send + Sync + 'static {
     /// Connects to the address, which has been judged.
     fn dial(&self, address: SocketAddr) -> DialFuture;
 }
@@ -43,10 +44,7 @@ pub(super) type Failures = Vec<(SocketAddr, io::Error)>;
 ///
 /// # Errors
 /// All failures, once every address has failed.
-pub(super) async fn race(
-    dialer: &Arc<dyn Dial>,
-    addresses: &[SocketAddr],
-) -> Result<(TcpStream, SocketAddr), Failures> {
+pub(super) async fn race(dialer: &Arc<dyn Dial>, addresses: &[SocketAddr]) -> Result<(Tcp, SocketAddr), Failures> {
     if let [only] = addresses {
         return dialer.dial(*only).await.map(|stream| (stream, *only)).map_err(|error| vec![(*only, error)]);
     }
@@ -103,7 +101,7 @@ mod tests {
                 match last {
                     1 => Err(io::ErrorKind::ConnectionRefused.into()),
                     2 => std::future::pending().await,
-                    _ => TcpStream::connect(listener).await,
+                    _ => Tcp::connect(listener).await,
                 }
             })
         }

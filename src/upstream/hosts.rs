@@ -30,7 +30,8 @@ impl HostsFile {
         HostsFile::at(PathBuf::from("/etc/hosts"))
     }
 
-    fn at(path: PathBuf) -> HostsFile {
+    /// Another one.
+    pub(super) fn at(path: PathBuf) -> HostsFile {
         HostsFile { path, state: Mutex::default() }
     }
 

@@ -9,6 +9,8 @@ use hickory_resolver::config::{LookupIpStrategy, ResolveHosts, ResolverConfig, R
 use hickory_resolver::net::NetError;
 use hickory_resolver::net::runtime::TokioRuntimeProvider;
 
+use crate::error::Overload;
+use crate::upstream::connect::is_exhaustion;
 use crate::upstream::dns::{Answer, Lookup, LookupError, LookupFuture};
 
 /// One brisk try at one name server. Two tries fit into the built-in `timeouts.connect` with time left to connect.
@@ -112,6 +114,7 @@ fn describe(name: &str, error: &NetError) -> LookupError {
         return LookupError::NoAddress(format!("{name} has no address"));
     }
     match error {
+        NetError::Io(error) if is_exhaustion(error) => LookupError::NoRoom(Overload::Descriptors),
         NetError::Timeout => LookupError::TimedOut(format!("no name server answered for {name}")),
         // Foreign and non-exhaustive.
         _ => LookupError::Failed(format!("the look-up of {name} failed: {error}")),

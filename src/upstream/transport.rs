@@ -15,6 +15,7 @@ use crate::message::{Attempt, Phase};
 use crate::origin::{Host, Origin, parse_authority};
 use crate::policy::body::AttemptBody;
 use crate::policy::{self, Destination};
+use crate::tcp::Tcp;
 use crate::telemetry::report::UpstreamReport;
 use crate::upstream::answer;
 pub use crate::upstream::answer::UpstreamBody;
@@ -118,7 +119,7 @@ impl Transport {
     ///
     /// # Errors
     /// As [`policy::Transport::send`].
-    pub async fn tunnel(&self, origin: &Origin, attempt: &Attempt) -> Result<(tokio::net::TcpStream, SocketAddr)> {
+    pub async fn tunnel(&self, origin: &Origin, attempt: &Attempt) -> Result<(Tcp, SocketAddr)> {
         attempt.reached(Phase::Connecting);
         let clock = Connecting { attempt, start: Instant::now() };
         let allow = &self.pool.settings().allow_addresses;

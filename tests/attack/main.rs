@@ -5,8 +5,26 @@
 #[path = "../it/support/mod.rs"]
 mod support;
 
+mod admin;
+mod answers;
+mod answers_http2;
+mod bounds;
+mod child;
+mod closing;
+mod corpus;
+mod differential;
+mod downgrade;
+mod egress;
 mod frames;
 mod h2_apps;
 mod h2_floods;
 mod h2_upstreams;
+mod judge;
+mod machine;
+mod requests;
+mod secrets;
 mod smuggling;
+mod storms;
+mod strict;
+mod trailers;
+mod witness;

@@ -8,16 +8,13 @@ use outrigger::config::load::{Options, load_text};
 use outrigger::telemetry::report::Skipped;
 use regex::Regex;
 
-/// Pages that others link to before they are there.
-const LATER: [&str; 4] = ["explain.md", "inject.md", "kubernetes.md", "tracing.md"];
-
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// README, CHANGELOG and everything below `docs`.
+/// README, CHANGELOG, SECURITY and everything below `docs`.
 fn pages() -> Vec<PathBuf> {
-    let top = ["README.md", "CHANGELOG.md"].map(|name| root().join(name));
+    let top = ["README.md", "CHANGELOG.md", "SECURITY.md"].map(|name| root().join(name));
     let below =
         files_below(&root().join("docs")).into_iter().filter(|path| path.extension().is_some_and(|e| e == "md"));
     top.into_iter().chain(below).collect()
@@ -91,9 +88,6 @@ fn every_relative_link_leads_to_a_file_and_a_heading() {
             }
             let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
             let path = if file.is_empty() { page.clone() } else { page.parent().unwrap().join(file) };
-            if !path.exists() && LATER.iter().any(|later| path.ends_with(later)) {
-                continue;
-            }
             let known = path.exists() && (anchor.is_empty() || anchors(&read(&path)).contains(anchor));
             if !known {
                 broken.push(format!("{}: {target}", page.display()));
@@ -229,4 +223,33 @@ fn the_defaults_on_every_page_are_the_built_in_ones() {
         }
     }
     assert!(count >= 25, "{count}");
+}
+
+/// `file::name` in the pages that say which test shows what.
+#[test]
+fn every_test_that_a_page_cites_exists() {
+    let cited = Regex::new(r"`((?:src|tests|deploy)/[A-Za-z0-9_/.-]+\.(?:rs|py|mjs))::([a-z0-9_]+)`").unwrap();
+    let mut wrong = Vec::new();
+    for page in pages() {
+        for found in cited.captures_iter(&read(&page)) {
+            let path = root().join(&found[1]);
+            let there =
+                path.exists() && Regex::new(&format!(r"\b(?:fn|def) {}\b", &found[2])).unwrap().is_match(&read(&path));
+            if !there {
+                wrong.push(format!("{}: {}", page.display(), &found[0]));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// A promise without a test is a wish.
+#[test]
+fn every_line_of_the_promises_cites_a_test() {
+    for page in ["docs/guarantees.md", "docs/threat-model.md"] {
+        for line in source(page).lines().filter(|line| line.starts_with("| ") && !line.starts_with("| ---")) {
+            let heading = line.ends_with("shown by |");
+            assert!(heading || line.contains(".rs::") || line.contains(".py::"), "{page}: {line}");
+        }
+    }
 }
