@@ -21,8 +21,8 @@
 //! | [`demo`] | the self-running demonstration, and the misbehaving upstream that tests use too |
 //!
 //! `main → cli → {demo → app, app} → {otlp, proxy, admin, reload} → upstream → policy`; `config → policy settings`;
-//! `policy, config → document`. The leaves ([`error`], [`message`], [`origin`], [`address`], `descriptors`, `frames`, [`shared`],
-//! [`tcp`], [`trailers`], [`units`]) use only each other.
+//! `policy, config → document`. The leaves ([`error`], [`message`], [`origin`], [`address`], `descriptors`, `frames`, [`shared`], [`tcp`],
+//! [`trailers`], [`units`]) use only each other.
 
 pub mod address;
 pub mod admin;

@@ -68,6 +68,10 @@ impl FramedIo {
         let Some(patience) = self.conduct.patience() else { return Poll::Pending };
         let clock = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
         ready!(clock.as_mut().poll(cx));
+        // What the kernel still holds for it is not to be kept either.
+        if let Some(stream) = &self.stream {
+            stream.abort();
+        }
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the app takes nothing")))
     }
 }
