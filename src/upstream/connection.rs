@@ -37,6 +37,9 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// An app that hangs up sooner says nothing about a connection over which nothing came.
 const IN_VAIN: Duration = Duration::from_millis(250);
 
+/// What a TLS record holds at most. Bytes.
+const RECORD: usize = 16 * 1024;
+
 /// Streams that are used of one HTTP/2 connection at most, whatever the peer allows.
 const MAX_STREAMS: usize = 1000;
 
@@ -151,11 +154,16 @@ impl Wire {
 }
 
 /// A stream that counts.
+///
+/// A peer that answers and closes before it took the whole request (413 is often sent like that) makes our next write fail while
+/// its answer lies unread. So such a failure is kept until that was read: then reading tells it.
 pub(super) struct Metered {
     stream: Stream,
     wire: Arc<Wire>,
     /// Present on HTTP/2.
     traffic: Option<Box<Traffic>>,
+    /// A write failed since the peer is gone.
+    lost: bool,
 }
 
 impl AsyncRead for Metered {
@@ -167,9 +175,14 @@ impl AsyncRead for Metered {
         let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
         if polled.is_ready() {
             let new = &buf.filled()[before..];
-            self.wire.read.fetch_add(new.len() as u64, Ordering::Release);
+            let read = new.len();
+            self.wire.read.fetch_add(read as u64, Ordering::Release);
             if self.traffic.as_mut().is_some_and(|traffic| traffic.read(new).is_err()) {
                 return Poll::Ready(Err(io::Error::other("a flood of HTTP/2 frames without content")));
+            }
+            // The failed write has taken the reset with it, and this must not look like an end in good order.
+            if self.lost && read == 0 && buf.remaining() > 0 {
+                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
             }
         }
         polled
@@ -177,21 +190,46 @@ impl AsyncRead for Metered {
 }
 
 impl Metered {
-    fn count(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(written)) = &polled {
-            self.wire.written.fetch_add(*written as u64, Ordering::Release);
+    fn new(stream: Stream, wire: Arc<Wire>, traffic: Option<Box<Traffic>>) -> Metered {
+        Metered { stream, wire, traffic, lost: false }
+    }
+
+    /// Counts what was written of `all` bytes.
+    fn wrote(&mut self, polled: Poll<io::Result<usize>>, all: usize) -> Poll<io::Result<usize>> {
+        let written = match &polled {
+            Poll::Ready(Ok(written)) => *written as u64,
+            // TLS writes several records for it, of which the first may have arrived.
+            Poll::Ready(Err(_)) if all > RECORD && matches!(self.stream, Stream::Tls(_)) => 1,
+            Poll::Ready(Err(_)) | Poll::Pending => 0,
+        };
+        self.wire.written.fetch_add(written, Ordering::Release);
+        self.forgive(polled, all)
+    }
+
+    /// Puts `instead` in the place of a failure that reading is to tell.
+    fn forgive<T>(&mut self, polled: Poll<io::Result<T>>, instead: T) -> Poll<io::Result<T>> {
+        match polled {
+            Poll::Ready(Err(error))
+                if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
+            {
+                self.lost = true;
+                Poll::Ready(Ok(instead))
+            }
+            other => other,
         }
-        polled
     }
 }
 
 impl AsyncWrite for Metered {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.lost {
+            return Poll::Ready(Ok(buf.len()));
+        }
         let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
         if let (Some(traffic), Poll::Ready(Ok(n))) = (&mut self.traffic, &polled) {
             traffic.wrote(&buf[..*n]);
         }
-        self.count(polled)
+        self.wrote(polled, buf.len())
     }
 
     fn poll_write_vectored(
@@ -199,11 +237,15 @@ impl AsyncWrite for Metered {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        let all = || bufs.iter().map(|buf| buf.len()).sum();
+        if self.lost {
+            return Poll::Ready(Ok(all()));
+        }
         let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
         if let (Some(traffic), Poll::Ready(Ok(n))) = (&mut self.traffic, &polled) {
             traffic.wrote_vectored(bufs, *n);
         }
-        self.count(polled)
+        self.wrote(polled, all())
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -211,7 +253,11 @@ impl AsyncWrite for Metered {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        if self.lost {
+            return Poll::Ready(Ok(()));
+        }
+        let polled = Pin::new(&mut self.stream).poll_flush(cx);
+        self.forgive(polled, ())
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -243,7 +289,7 @@ impl Http1 {
         if limits.fields != 100 {
             builder.max_headers(limits.fields);
         }
-        let io = TokioIo::new(Metered { stream, wire: wire.clone(), traffic: None });
+        let io = TokioIo::new(Metered::new(stream, wire.clone(), None));
         let (sender, connection) = builder.handshake(io).await?;
         let driver = tokio::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
@@ -315,8 +361,8 @@ impl Http2 {
             .keep_alive_interval(PING_AFTER)
             .keep_alive_timeout(PING_TIMEOUT)
             .keep_alive_while_idle(false);
-        let traffic = Some(Box::new(Traffic::new(false, Instant::now())));
-        let io = TokioIo::new(Metered { stream, wire: wire.clone(), traffic });
+        let traffic = Box::new(Traffic::new(false, Instant::now()));
+        let io = TokioIo::new(Metered::new(stream, wire.clone(), Some(traffic)));
         let (sender, connection) = builder.handshake(io).await?;
         let state = Arc::new(Http2State {
             wire: wire.clone(),
@@ -401,4 +447,35 @@ pub(crate) fn chain(error: &hyper::Error) -> String {
         source = inner.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_a_peer_said_before_it_left_is_read_although_writing_fails() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = Tcp::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut peer, _) = listener.accept().await.unwrap();
+        peer.write_all(b"answer").await.unwrap();
+        peer.set_zero_linger().unwrap();
+        drop(peer);
+        let wire = Arc::new(Wire::default());
+        let mut metered = Metered::new(Stream::Plain(stream), wire.clone(), None);
+        while !metered.lost {
+            metered.write_all(b"request").await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        let written = wire.written();
+        metered.write_all(b"more").await.unwrap();
+        assert_eq!(wire.written(), written, "what went nowhere counts as sent");
+        let mut answer = [0; 6];
+        metered.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"answer");
+        assert_eq!(metered.read(&mut answer).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
 }
