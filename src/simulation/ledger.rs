@@ -217,6 +217,11 @@ impl Book {
         }
     }
 
+    /// An upstream got it, or a part of it.
+    pub(crate) fn was_sent(&self, id: u32) -> bool {
+        self.requests.get(&id).is_some_and(|entry| !entry.sendings.is_empty())
+    }
+
     /// Nobody's circuits any more.
     pub(crate) fn unwatch(&mut self) {
         self.table = None;

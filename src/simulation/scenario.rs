@@ -75,7 +75,7 @@ impl Scenario {
                         *id += 1;
                         let mut asked = Asked::draw(rng, *id, hang_ups);
                         if storm {
-                            asked.wait = Duration::from_millis(if *id % 4 == 0 { rng.u64(0..1500) } else { 0 });
+                            asked.wait = Duration::from_millis(if id.is_multiple_of(4) { rng.u64(0..1500) } else { 0 });
                             asked.upstream = target;
                         }
                         asked

@@ -100,7 +100,9 @@ async fn exchange(asked: &Asked, around: &Surroundings, mut send: SendRequest<By
         let answer = match timeout_at(until, response).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => {
-                let excused = error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM);
+                // Where the connection is stuck, the reset of an answer that breaks at once overtakes its head.
+                let overtaken = error.reason() == Some(Reason::INTERNAL_ERROR) && ledger.book().was_sent(id);
+                let excused = overtaken || error.is_go_away() || error.reason() == Some(Reason::REFUSED_STREAM);
                 if fair && !excused && !ledger.book().drain_over {
                     ledger.violation(format!("request {id} got no answer, but {error}"));
                 }
