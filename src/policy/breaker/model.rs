@@ -33,7 +33,7 @@ enum Step {
 fn settings() -> impl Strategy<Value = Settings> {
     let rate = (prop::sample::select(vec![0.25, 0.5, 1.0]), prop::sample::select(vec![1, 10]), 1..7_u32);
     let consecutive = prop::option::weighted(0.7, 1..6_u32);
-    let open = (prop::sample::select(vec![1, 30]), prop::sample::select(vec![10, 100, 3_600]));
+    let open = (prop::sample::select(vec![1, 1, 30]), prop::sample::select(vec![10, 100, 3_600]));
     (prop::option::weighted(0.7, rate), consecutive, open, 1..4_u32).prop_map(
         |(rate, consecutive, (open_for, max_open_for), probes)| Settings {
             consecutive_failures: consecutive.and_then(NonZeroU32::new),
@@ -53,7 +53,7 @@ fn settings() -> impl Strategy<Value = Settings> {
 
 fn step() -> impl Strategy<Value = Step> {
     let verdict = prop_oneof![
-        2 => Just(Verdict::Success),
+        3 => Just(Verdict::Success),
         1 => Just(Verdict::Passing),
         5 => Just(Verdict::Failure),
         1 => Just(Verdict::Neutral),
@@ -66,7 +66,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..6_usize).prop_map(Step::Drop),
         1 => (0..6_usize).prop_map(Step::BodyBreaks),
         3 => wait.prop_map(Step::Wait),
-        3 => (-1..2_i64).prop_map(Step::WaitForProbe),
+        5 => prop_oneof![-1..2_i64, Just(0)].prop_map(Step::WaitForProbe),
         1 => order.prop_map(Step::Order),
         1 => settings().prop_map(Step::Reload),
     ]
