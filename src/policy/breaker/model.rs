@@ -227,7 +227,9 @@ proptest! {
                     (seen, expected) => prop_assert!(false, "{:?} for {expected:?}", seen.err()),
                 },
                 Step::Settle(nth, verdict) if !model.out.is_empty() => {
-                    let nth = nth % model.out.len();
+                    // Mostly one that is still to be settled, the last first; now and then one that was.
+                    let open: Vec<usize> = (0..model.out.len()).rev().filter(|at| !model.out[*at].settled).collect();
+                    let nth = open.get(nth).copied().unwrap_or(nth % model.out.len());
                     let out = &mut model.out[nth];
                     out.permit.settle(verdict, now);
                     let (era, probe) = (out.era, out.probe);
