@@ -26,6 +26,8 @@ enum Step {
     Wait(u64),
     /// Until a little before, at, or after the next probe.
     WaitForProbe(i64),
+    /// The next probe is waited for, sent, and answered well.
+    Recover,
     Order(Override),
     Reload(Settings),
 }
@@ -67,6 +69,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..6_usize).prop_map(Step::BodyBreaks),
         3 => wait.prop_map(Step::Wait),
         5 => prop_oneof![-1..2_i64, Just(0)].prop_map(Step::WaitForProbe),
+        2 => Just(Step::Recover),
         1 => order.prop_map(Step::Order),
         1 => settings().prop_map(Step::Reload),
     ]
@@ -215,6 +218,10 @@ proptest! {
             settings: first, manual: Override::Auto, mode: Mode::Closed, era: 0, consecutive: 0,
             outcomes: Vec::new(), epoch: now, span, out: Vec::new(),
         };
+        let steps = steps.into_iter().flat_map(|step| match step {
+            Step::Recover => vec![Step::WaitForProbe(0), Step::Admit, Step::Settle(0, Verdict::Success)],
+            step => vec![step],
+        });
         for step in steps {
             let mut opening = None;
             match step {
@@ -253,7 +260,7 @@ proptest! {
                         opening = model.settle(model.out[*at].era, false, Verdict::Failure, now);
                     }
                 }
-                Step::Settle(..) | Step::Drop(_) => {}
+                Step::Settle(..) | Step::Drop(_) | Step::Recover => {}
                 Step::Wait(millis) => now += Duration::from_millis(millis),
                 Step::WaitForProbe(millis) => if let Mode::Open { until, .. } = model.mode {
                     let at = until.saturating_duration_since(start).as_nanos() as i64 + millis * 1_000_000;
