@@ -26,6 +26,8 @@ enum Step {
     Wait(u64),
     /// Until a little before, at, or after the next probe.
     WaitForProbe(i64),
+    /// The next probe is waited for, sent, and answered well.
+    Recover,
     Order(Override),
     Reload(Settings),
 }
@@ -33,7 +35,7 @@ enum Step {
 fn settings() -> impl Strategy<Value = Settings> {
     let rate = (prop::sample::select(vec![0.25, 0.5, 1.0]), prop::sample::select(vec![1, 10]), 1..7_u32);
     let consecutive = prop::option::weighted(0.7, 1..6_u32);
-    let open = (prop::sample::select(vec![1, 30]), prop::sample::select(vec![10, 100, 3_600]));
+    let open = (prop::sample::select(vec![1, 1, 30]), prop::sample::select(vec![10, 100, 3_600]));
     (prop::option::weighted(0.7, rate), consecutive, open, 1..4_u32).prop_map(
         |(rate, consecutive, (open_for, max_open_for), probes)| Settings {
             consecutive_failures: consecutive.and_then(NonZeroU32::new),
@@ -53,7 +55,7 @@ fn settings() -> impl Strategy<Value = Settings> {
 
 fn step() -> impl Strategy<Value = Step> {
     let verdict = prop_oneof![
-        2 => Just(Verdict::Success),
+        3 => Just(Verdict::Success),
         1 => Just(Verdict::Passing),
         5 => Just(Verdict::Failure),
         1 => Just(Verdict::Neutral),
@@ -66,7 +68,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0..6_usize).prop_map(Step::Drop),
         1 => (0..6_usize).prop_map(Step::BodyBreaks),
         3 => wait.prop_map(Step::Wait),
-        3 => (-1..2_i64).prop_map(Step::WaitForProbe),
+        5 => prop_oneof![-1..2_i64, Just(0)].prop_map(Step::WaitForProbe),
+        2 => Just(Step::Recover),
         1 => order.prop_map(Step::Order),
         1 => settings().prop_map(Step::Reload),
     ]
@@ -215,6 +218,10 @@ proptest! {
             settings: first, manual: Override::Auto, mode: Mode::Closed, era: 0, consecutive: 0,
             outcomes: Vec::new(), epoch: now, span, out: Vec::new(),
         };
+        let steps = steps.into_iter().flat_map(|step| match step {
+            Step::Recover => vec![Step::WaitForProbe(0), Step::Admit, Step::Settle(0, Verdict::Success)],
+            step => vec![step],
+        });
         for step in steps {
             let mut opening = None;
             match step {
@@ -227,7 +234,9 @@ proptest! {
                     (seen, expected) => prop_assert!(false, "{:?} for {expected:?}", seen.err()),
                 },
                 Step::Settle(nth, verdict) if !model.out.is_empty() => {
-                    let nth = nth % model.out.len();
+                    // Mostly one that is still to be settled, the last first; now and then one that was.
+                    let open: Vec<usize> = (0..model.out.len()).rev().filter(|at| !model.out[*at].settled).collect();
+                    let nth = open.get(nth).copied().unwrap_or(nth % model.out.len());
                     let out = &mut model.out[nth];
                     out.permit.settle(verdict, now);
                     let (era, probe) = (out.era, out.probe);
@@ -251,7 +260,7 @@ proptest! {
                         opening = model.settle(model.out[*at].era, false, Verdict::Failure, now);
                     }
                 }
-                Step::Settle(..) | Step::Drop(_) => {}
+                Step::Settle(..) | Step::Drop(_) | Step::Recover => {}
                 Step::Wait(millis) => now += Duration::from_millis(millis),
                 Step::WaitForProbe(millis) => if let Mode::Open { until, .. } = model.mode {
                     let at = until.saturating_duration_since(start).as_nanos() as i64 + millis * 1_000_000;

@@ -89,6 +89,8 @@ mod bucket {
         Take,
         /// Nanoseconds.
         Wait(u64),
+        /// Another thread, which read the clock so many nanoseconds earlier, comes later.
+        TakeLate(u64),
         Reload(Settings),
     }
 
@@ -106,7 +108,12 @@ mod bucket {
             1_000_000..90_000_000_000_u64,
             Just(7_200_000_000_000)
         ];
-        prop_oneof![8 => Just(Step::Take), 4 => wait.prop_map(Step::Wait), 1 => any_settings().prop_map(Step::Reload)]
+        prop_oneof![
+            8 => Just(Step::Take),
+            4 => wait.prop_map(Step::Wait),
+            1 => (1..5_000_000_u64).prop_map(Step::TakeLate),
+            1 => any_settings().prop_map(Step::Reload),
+        ]
     }
 
     proptest! {
@@ -124,6 +131,11 @@ mod bucket {
                 match step {
                     Step::Take => prop_assert_eq!(tokens.take(now), model.take(now)),
                     Step::Wait(nanos) => now += Duration::from_nanos(nanos),
+                    // The bucket's own clock never goes back.
+                    Step::TakeLate(nanos) => {
+                        let late = now.checked_sub(Duration::from_nanos(nanos)).unwrap_or(now);
+                        prop_assert_eq!(tokens.take(late), model.take(now));
+                    }
                     Step::Reload(settings) => {
                         tokens.reconfigure(&settings, now);
                         model.reload(&settings, now);
@@ -188,6 +200,8 @@ mod line {
         Wait(u64),
         /// The machine slept: all at once.
         Jump(u64),
+        /// So many ticks, and then one who tries before those who wait have run.
+        Overtake(u64),
         /// A Retry-After of so many ticks.
         Pause(u64),
         Reload(Settings),
@@ -207,6 +221,7 @@ mod line {
             2 => (0..6_usize).prop_map(Step::HangUp),
             5 => (1..4_u64).prop_map(Step::Wait),
             1 => prop_oneof![1..20_u64, Just(500_000)].prop_map(Step::Jump),
+            1 => (0..4_u64).prop_map(Step::Overtake),
             1 => (1..8_u64).prop_map(Step::Pause),
             1 => any_settings().prop_map(Step::Reload),
         ]
@@ -344,6 +359,13 @@ mod line {
                 Step::HangUp(_) => {}
                 Step::Wait(count) => ticks = vec![TICK; count as usize],
                 Step::Jump(count) => ticks = vec![TICK * count as u32],
+                Step::Overtake(count) => {
+                    tokio::time::advance(TICK * count as u32).await;
+                    let now = Instant::now();
+                    let (bucket, _) = limit.bucket(&HeaderMap::new(), now, || {});
+                    let expected = model.line.is_empty() && model.take(now).is_ok();
+                    prop_assert_eq!(bucket.try_acquire(now), expected);
+                }
                 Step::Pause(ticks) => {
                     let (bucket, _) = limit.bucket(&HeaderMap::new(), now, || {});
                     bucket.pause(TICK * ticks as u32, now);

@@ -36,6 +36,8 @@ enum Step {
     Others(u64),
     /// A reload changes the process's memory.
     Cap(u64),
+    /// It changes so that the next frame just fits, or just does not.
+    Tight(bool),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -50,6 +52,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Release),
         1 => (0..600_u64).prop_map(Step::Others),
         1 => (0..1_500_u64).prop_map(Step::Cap),
+        2 => any::<bool>().prop_map(Step::Tight),
     ]
 }
 
@@ -273,6 +276,10 @@ proptest! {
                     };
                 }
                 Step::Cap(bytes) => memory.set_cap(bytes),
+                Step::Tight(fits) => {
+                    let next = app.lock().unwrap().unread.front().map_or(0, Bytes::len) as u64;
+                    memory.set_cap(memory.held() + next + FRAME - u64::from(!fits));
+                }
             }
             prop_assert_eq!(replay.replayable(), model.keeping);
             prop_assert_eq!(memory.held(), others + model.held());

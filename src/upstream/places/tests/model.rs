@@ -42,7 +42,7 @@ enum Makes {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let lives = || prop::option::weighted(0.3, 1..40_u64);
+    let lives = || prop::option::weighted(0.3, (1..8_u64).prop_map(|times| times * 5));
     let makes = prop_oneof![
         1 => Just(Makes::Nothing),
         3 => lives().prop_map(Makes::Solo),
@@ -56,7 +56,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (0..6_usize, prop::bool::weighted(0.8)).prop_map(|(nth, clean)| Step::Finish { nth, clean }),
         1 => (0..6_usize).prop_map(Step::Close),
         1 => (0..6_usize, 1..4_usize).prop_map(|(nth, room)| Step::Settle { nth, room }),
-        2 => prop_oneof![Just(0), 1..12_u64, Just(7_200)].prop_map(Step::Wait),
+        2 => prop::sample::select(vec![0, 1, 5, 10, 15, 7_200]).prop_map(Step::Wait),
         1 => Just(Step::Sweep),
         1 => prop::bool::weighted(0.1).prop_map(|retire| if retire { Step::Retire } else { Step::Sweep }),
     ]
@@ -111,6 +111,8 @@ struct Model {
     dials: Vec<usize>,
     line: Vec<Waits>,
     held: Vec<Held>,
+    /// The first of each lane who could count on no connection before this step, with its ticket.
+    blocked: Vec<(usize, u64)>,
     retired: bool,
 }
 
@@ -137,8 +139,14 @@ impl Model {
             dials: Vec::new(),
             line: Vec::new(),
             held: Vec::new(),
+            blocked: Vec::new(),
             retired: false,
         }
+    }
+
+    fn first_blocked(&self, lane: usize) -> Option<u64> {
+        let mut line = self.line.iter().filter(|waits| waits.lane == lane);
+        line.nth(self.covered(lane)).map(|waits| waits.ticket)
     }
 
     fn lane_of(&self, key: &Arc<Key>) -> usize {
@@ -165,6 +173,7 @@ impl Model {
 
     fn act(&mut self, step: Step) -> Checked {
         let now = self.story.now;
+        self.blocked = (0..LANES.len()).filter_map(|lane| Some((lane, self.first_blocked(lane)?))).collect();
         let mut made = None;
         let mut gave_back = None;
         match step {
@@ -196,7 +205,12 @@ impl Model {
                 self.story.places.leave(&self.keys[left.lane], left.ticket, &mut self.story.fx);
             }
             Step::DialEnds { nth, makes } if !self.dials.is_empty() => {
-                let lane = self.dials.remove(nth % self.dials.len());
+                let nth = nth % self.dials.len();
+                let lane = self.dials[nth];
+                let counted = self.covered(lane);
+                self.dials.remove(nth);
+                let waiting = self.line.iter().filter(|waits| waits.lane == lane).count();
+                let lost = waiting.min(counted).saturating_sub(self.covered(lane));
                 let key = self.keys[lane].clone();
                 let number = self.story.places.tickets as u32 * 100 + self.connections.len() as u32 + 1;
                 let number = self.connections.iter().map(|other| other.link.0.number + 1).max().unwrap_or(number);
@@ -214,6 +228,7 @@ impl Model {
                     Makes::Nothing => {
                         let error = Error::Connect { failure: ConnectFailure::Refused, detail: String::new() };
                         self.story.places.dial_failed(&key, &error, now, &mut self.story.fx);
+                        prop_assert_eq!(self.story.fx.failed.len(), lost, "those who counted on it, and no others");
                     }
                     Makes::Multi { room, settled, lives } if LANES[lane] != "plain" => {
                         let link = Fake::new(number, room);
@@ -313,6 +328,15 @@ impl Model {
                 (false, _) => earlier.iter().all(|other| other.fresh),
             };
             prop_assert!(fair, "jumped the line");
+            let first = self.connections.iter().any(|other| other.link.0.number == number && !other.used);
+            let insists = self.line.iter().any(|other| other.lane == waits.lane && other.fresh);
+            prop_assert!(
+                !(new && !solo && first && insists) || waits.fresh,
+                "who insists on a new connection is passed over"
+            );
+            // A place belongs to who waits longest, whatever its lane; streams are beside places.
+            let older = self.blocked.iter().any(|(lane, ticket)| *lane != waits.lane && *ticket < waits.ticket);
+            prop_assert!(new || !solo || !older, "a place is given to one who came later");
             self.granted(waits.lane, grant, made)?;
         }
         for (who, _) in failed {
