@@ -156,7 +156,8 @@ impl Wire {
 /// A stream that counts.
 ///
 /// A peer that answers and closes before it took the whole request (413 is often sent like that) makes our next write fail while
-/// its answer lies unread. So such a failure is kept until that was read: then reading tells it.
+/// its answer lies unread. So such a failure is kept until that was read: then reading tells it. Where reading is at its end
+/// already nothing would, so there writing does.
 pub(super) struct Metered {
     stream: Stream,
     wire: Arc<Wire>,
@@ -164,6 +165,8 @@ pub(super) struct Metered {
     traffic: Option<Box<Traffic>>,
     /// A write failed since the peer is gone.
     lost: bool,
+    /// The peer sends no more.
+    ended: bool,
 }
 
 impl AsyncRead for Metered {
@@ -180,9 +183,12 @@ impl AsyncRead for Metered {
             if self.traffic.as_mut().is_some_and(|traffic| traffic.read(new).is_err()) {
                 return Poll::Ready(Err(io::Error::other("a flood of HTTP/2 frames without content")));
             }
-            // The failed write has taken the reset with it, and this must not look like an end in good order.
-            if self.lost && read == 0 && buf.remaining() > 0 {
-                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+            if read == 0 && buf.remaining() > 0 {
+                // The failed write has taken the reset with it, and this must not look like an end in good order.
+                if self.lost {
+                    return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+                }
+                self.ended = true;
             }
         }
         polled
@@ -191,7 +197,7 @@ impl AsyncRead for Metered {
 
 impl Metered {
     fn new(stream: Stream, wire: Arc<Wire>, traffic: Option<Box<Traffic>>) -> Metered {
-        Metered { stream, wire, traffic, lost: false }
+        Metered { stream, wire, traffic, lost: false, ended: false }
     }
 
     /// Counts what was written of `all` bytes.
@@ -210,7 +216,8 @@ impl Metered {
     fn forgive<T>(&mut self, polled: Poll<io::Result<T>>, instead: T) -> Poll<io::Result<T>> {
         match polled {
             Poll::Ready(Err(error))
-                if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
+                if !self.ended
+                    && matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
             {
                 self.lost = true;
                 Poll::Ready(Ok(instead))
@@ -477,5 +484,17 @@ mod tests {
         metered.read_exact(&mut answer).await.unwrap();
         assert_eq!(&answer, b"answer");
         assert_eq!(metered.read(&mut answer).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn a_write_fails_at_once_where_reading_can_tell_nothing_more() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = Tcp::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (peer, _) = listener.accept().await.unwrap();
+        let mut metered = Metered::new(Stream::Plain(stream), Arc::default(), None);
+        drop(peer);
+        assert_eq!(metered.read(&mut [0; 6]).await.unwrap(), 0);
+        let written = async { while metered.write_all(b"frame").await.is_ok() {} };
+        tokio::time::timeout(Duration::from_secs(20), written).await.expect("it is told");
     }
 }
