@@ -189,7 +189,7 @@ impl Dns {
         if let Some(found) = self.hosts.as_ref().and_then(|hosts| hosts.find(name)) {
             return Ok(found);
         }
-        let (mut flight, stale) = {
+        let (mut flight, stale, under_way) = {
             let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
             let now = Instant::now();
             let entry = names.entries.get(name);
@@ -198,13 +198,20 @@ impl Dns {
             }
             let stale = entry.and_then(|entry| entry.stale(now, self.settings.stale_for));
             match entry.and_then(|entry| entry.flight.clone()) {
-                Some(flight) => (flight, stale),
+                Some(flight) => (flight, stale, None),
                 None if names.flights >= MAX_FLIGHTS => {
                     return stale.ok_or(LookupError::NoRoom(Overload::Lookups));
                 }
-                None => (self.start(&mut names, name, now), stale),
+                None => {
+                    let (flight, under_way) = self.register(&mut names, name, now);
+                    (flight, stale, Some(under_way))
+                }
             }
         };
+        // Not under the lock: a runtime that is going away drops the task at once, which needs it.
+        if let Some(under_way) = under_way {
+            self.start(under_way);
+        }
         let landed = async {
             match flight.wait_for(Option::is_some).await {
                 Ok(found) => found.clone().unwrap_or_else(|| Err(lost(name))),
@@ -218,8 +225,8 @@ impl Dns {
         }
     }
 
-    /// Starts the look-up as a task of its own: who asked first may hang up, the others still wait for it.
-    fn start(&self, names: &mut Names, name: &str, now: Instant) -> watch::Receiver<Option<Found>> {
+    /// Notes that a name is being looked up.
+    fn register(&self, names: &mut Names, name: &str, now: Instant) -> (watch::Receiver<Option<Found>>, Flight) {
         if names.entries.len() >= MAX_NAMES && !names.entries.contains_key(name) {
             let forgot = make_room(&mut names.entries, now, self.settings.stale_for);
             self.forgotten.fetch_add(u64::from(forgot), Ordering::Relaxed);
@@ -229,6 +236,11 @@ impl Dns {
         names.entries.entry(name.clone()).or_default().flight = Some(flight.clone());
         names.flights += 1;
         let under_way = Flight { names: self.names.clone(), settings: self.settings.clone(), name, tell, result: None };
+        (flight, under_way)
+    }
+
+    /// Looks it up in a task of its own: who asked first may hang up, the others still wait for it.
+    fn start(&self, under_way: Flight) {
         let looking = self.lookup.lookup(&under_way.name);
         tokio::spawn(async move {
             let result = looking.await;
@@ -237,7 +249,6 @@ impl Dns {
             }
             under_way.land(result);
         });
-        flight
     }
 }
 
@@ -338,6 +349,18 @@ pub(super) mod tests {
 
     fn failed() -> Option<Result<Answer, LookupError>> {
         Some(Err(LookupError::Failed("server failure".into())))
+    }
+
+    #[test]
+    fn a_look_up_begun_while_the_runtime_goes_away_is_lost_and_hangs_nobody() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let handle = runtime.handle().clone();
+        drop(runtime);
+        let _entered = handle.enter();
+        let dns = Dns::new(Scripted::new(vec![None]), settings());
+        let mut asked = std::pin::pin!(dns.resolve("a.test"));
+        let polled = asked.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()));
+        assert!(matches!(polled, std::task::Poll::Ready(Err(LookupError::Failed(_)))), "{polled:?}");
     }
 
     #[tokio::test(start_paused = true)]
