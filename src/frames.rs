@@ -22,8 +22,10 @@ pub(crate) const ENHANCE_YOUR_CALM: u32 = 11;
 
 /// Frames that carry nothing of a message: so many may come at once…
 const BURST: u32 = 1000;
-/// …and so many more for each that does, either way: acknowledgements of bytes, PINGs that measure.
+/// …and so many more for each that does, either way: acknowledgements of bytes, PINGs that measure…
 const FOR_EACH: u32 = 10;
+/// …where each counts once more for so many bytes of it: some acknowledge every small read, for the stream and the connection.
+const BYTES: usize = 4096;
 /// The burst may come again after this.
 const WINDOW: Duration = Duration::from_secs(1);
 
@@ -65,8 +67,8 @@ impl Walk {
         }
     }
 
-    /// Lets bytes pass. `each` is told the type of each frame that begins.
-    fn pass(&mut self, mut bytes: &[u8], mut each: impl FnMut(u8)) {
+    /// Lets bytes pass. `each` is told of each frame that begins what it is worth: 0 where it carries nothing of a message.
+    fn pass(&mut self, mut bytes: &[u8], mut each: impl FnMut(u32)) {
         while !bytes.is_empty() {
             if self.left > 0 {
                 let n = self.left.min(bytes.len());
@@ -87,7 +89,8 @@ impl Walk {
                 if matches!(kind, HEADERS | CONTINUATION) {
                     self.in_block = flags & END_HEADERS == 0;
                 }
-                each(kind);
+                // A length has 24 bits.
+                each(if matches!(kind, DATA | HEADERS) { 1 + (self.left / BYTES) as u32 } else { 0 });
             }
         }
     }
@@ -113,7 +116,7 @@ pub(crate) struct Traffic {
     written: Walk,
     /// Frames that came since `since` and carry nothing of a message.
     idle: u32,
-    /// Frames that do, either way.
+    /// Frames that do, either way, by what they are worth.
     useful: u32,
     since: Instant,
 }
@@ -130,7 +133,7 @@ impl Traffic {
     /// A flood: more frames without content than the burst, and than the traffic can explain, within a second.
     pub(crate) fn read(&mut self, bytes: &[u8]) -> Result<(), Flood> {
         let (mut idle, mut useful) = (0, 0);
-        self.read.pass(bytes, |kind| if matches!(kind, DATA | HEADERS) { useful += 1 } else { idle += 1 });
+        self.read.pass(bytes, |worth| if worth > 0 { useful += worth } else { idle += 1 });
         self.useful = self.useful.saturating_add(useful);
         self.idle = self.idle.saturating_add(idle);
         if self.useful > BURST {
@@ -150,7 +153,7 @@ impl Traffic {
     /// These bytes went.
     pub(crate) fn wrote(&mut self, bytes: &[u8]) {
         let useful = &mut self.useful;
-        self.written.pass(bytes, |kind| *useful = useful.saturating_add(u32::from(matches!(kind, DATA | HEADERS))));
+        self.written.pass(bytes, |worth| *useful = useful.saturating_add(worth));
     }
 
     /// The first `n` bytes of these went.
@@ -223,6 +226,17 @@ mod tests {
         }
         let most = (BURST + BURST * FOR_EACH) as usize;
         assert_eq!(traffic.read(&ping.repeat(most + 1)), Err(Flood), "the past explains no more than this");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_acknowledges_every_small_read_of_large_frames_is_no_flood() {
+        let mut traffic = Traffic::new(false, Instant::now());
+        traffic.wrote(PREFACE);
+        for _ in 0..100 {
+            traffic.wrote(&frame(DATA, 0, 32 * 1024));
+            // For the stream and for the connection.
+            traffic.read(&frame(8, 0, 4).repeat(2 * 32 * 1024 / 1024)).unwrap();
+        }
     }
 
     #[test]
