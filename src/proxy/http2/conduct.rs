@@ -13,6 +13,8 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::frames::{ENHANCE_YOUR_CALM, NO_ERROR};
+use crate::policy::timeout::Alarm;
+use crate::proxy::http2::MAX_STREAMS;
 use crate::proxy::http2::untaken::Stream;
 use crate::telemetry::metrics::{Limit, Metrics};
 
@@ -21,8 +23,9 @@ const HASTY: Duration = Duration::from_secs(1);
 /// An app may do so this often. After that, if it did so with half of its requests or more, it is asked to make a new
 /// connection, which costs it nothing…
 const ASKED: u32 = 500;
-/// …and if it goes on here all the same, the connection ends.
-const ENDED: u32 = 600;
+/// …and if it goes on here all the same, the connection ends. All that were under way when it was asked, and as many that
+/// crossed that on their way, may still be taken back.
+const ENDED: u32 = ASKED + 2 * MAX_STREAMS;
 
 /// See the module. Shared by the connection, its bytes and its streams.
 pub(super) struct Conduct {
@@ -219,7 +222,7 @@ pin_project! {
     struct Watched<F> {
         #[pin]
         task: F,
-        clock: Option<Pin<Box<Sleep>>>,
+        clock: Option<(Pin<Box<Sleep>>, Alarm)>,
         // Behind the task: what it held is gone when the guard looks.
         guard: Guard,
     }
@@ -240,15 +243,57 @@ impl<F: Future<Output = ()>> Future for Watched<F> {
                 *me.clock = None;
                 return Poll::Pending;
             };
-            if until <= Instant::now() {
-                return Poll::Ready(());
-            }
-            let clock = me.clock.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+            let (clock, alarm) =
+                me.clock.get_or_insert_with(|| (Box::pin(tokio::time::sleep_until(until)), Alarm::at(until)));
             if clock.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
-            // It is only set anew when it rings: most bytes cost no timer.
-            clock.as_mut().reset(until);
+            let now = Instant::now();
+            if until > now {
+                // It is only set anew when it rings: most bytes cost no timer.
+                *alarm = Alarm::at(until);
+                clock.as_mut().reset(until);
+            } else if let Some(moment) = alarm.overslept(now) {
+                clock.as_mut().reset(moment);
+            } else {
+                return Poll::Ready(());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_app_is_cut_off_when_it_takes_nothing_but_not_for_the_time_that_the_process_stood_still() {
+        for stood_still in [false, true] {
+            let patience = Duration::from_secs(60);
+            let conduct = Arc::new(Conduct::new(Metrics::new()));
+            conduct.live.store(1, Ordering::Relaxed);
+            let stream = Some(Stream::stuck(&conduct, patience));
+            let (tell, told) = oneshot::channel();
+            let mut done = false;
+            let task = async {
+                let _ = told.await;
+                done = true;
+            };
+            let watched = Watched { task, clock: None, guard: Guard { conduct, stream } };
+            let app = async {
+                if stood_still {
+                    // One step of the clock, before anything else runs.
+                    tokio::time::advance(5 * patience).await;
+                    tokio::task::yield_now().await;
+                } else {
+                    tokio::time::sleep(2 * patience).await;
+                }
+                let _ = tell.send(());
+            };
+            tokio::join!(watched, app);
+            assert_eq!(done, stood_still);
         }
     }
 }

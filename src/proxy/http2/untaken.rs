@@ -38,6 +38,16 @@ impl Stream {
         Stream { conduct, began: Instant::now(), answer: OnceLock::new(), untaken: AtomicU64::new(0) }
     }
 
+    /// One whose app has yet to take a byte of its answer, which began now.
+    #[cfg(test)]
+    pub(super) fn stuck(conduct: &Arc<Conduct>, patience: Duration) -> Arc<Stream> {
+        let (at, stream) = (Instant::now(), Stream::new(Arc::clone(conduct)));
+        let answer = Answer { exchange: Some(Exchange::new(at)), at, patience: Some(patience) };
+        assert!(stream.answer.set(answer).is_ok());
+        stream.untaken.store(1, Ordering::Relaxed);
+        Arc::new(stream)
+    }
+
     /// How long ago it began.
     pub(super) fn age(&self) -> Duration {
         self.began.elapsed()
