@@ -85,7 +85,8 @@ fn shown(text: &str, loaded: &Loaded) {
         if place.file.as_path() != Path::new(FILE) {
             panic!("a problem is somewhere else: {place}: {message}");
         }
-        let lines: Vec<&str> = text.strip_prefix('\u{feff}').unwrap_or(text).split(LINE_ENDS).collect();
+        let whole = text.strip_prefix('\u{feff}').unwrap_or(text).replace("\r\n", "\n");
+        let lines: Vec<&str> = whole.split(LINE_ENDS).collect();
         // What ends too early is wrong behind its last character.
         assert!((1..=lines.len() + 1).contains(&place.line), "{place}: {message}: there are {} lines", lines.len());
         let line = lines.get(place.line - 1).copied().unwrap_or("");

@@ -23,7 +23,11 @@ pub fn control(data: &[u8]) {
         rig.run(
             |app| async move {
                 let mut dialogue = app.to(admin).say(data).await;
-                dialogue.finish().await?;
+                if let Err(why) = dialogue.finish().await {
+                    // Events go on until somebody ends them, also where the app has nothing more to say.
+                    let heard = String::from_utf8_lossy(&dialogue.heard);
+                    return if heard.contains("\r\ncontent-type: text/event-stream") { Ok(()) } else { Err(why) };
+                }
                 let (mut at, mut of) = (0, 0);
                 while at < dialogue.heard.len() {
                     let rest = &dialogue.heard[at..];

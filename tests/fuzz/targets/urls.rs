@@ -52,7 +52,9 @@ pub fn urls(data: &[u8]) {
         name if name.ends_with(".x.test") && port == Some(81) => "below",
         _ => "unmatched",
     };
-    if name.starts_with('[') && should == "unmatched" {
+    let number = name.rsplit('.').next().is_some_and(|label| label.starts_with(|c: char| c.is_ascii_digit()));
+    let odd = name.starts_with('[') || (number && name.parse::<std::net::Ipv4Addr>().is_err());
+    if odd && should == "unmatched" {
         // Other spellings of the same address.
         return;
     }
