@@ -22,6 +22,8 @@ const PIECE: usize = 32 * 1024;
 /// How long nothing may move once one side has ended. The other may still have an answer to finish; but where it was the app
 /// that is gone and the upstream doesn't care, nothing would ever come, and nobody would notice.
 const HALF_CLOSED: Duration = Duration::from_secs(5 * 60);
+/// How long nothing may move once writing to one side failed: for what it said before, which the other may be slow to take.
+const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Pieces that one direction moves before the others have their turn.
 const TURNS: usize = 16;
 
@@ -70,25 +72,65 @@ pub(crate) enum Ended {
 }
 
 /// One way.
-#[derive(Default)]
-struct Way {
+struct Way<'c> {
     /// What was read and not written yet.
     pending: Vec<u8>,
     written: usize,
     state: Flow,
+    /// Why its writing end takes nothing any more.
+    lost: Option<io::Error>,
+    /// Writing to its reading end failed: what that said before is still read.
+    last_words: bool,
+    /// Bytes that were written.
+    counter: &'c AtomicU64,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Flow {
-    #[default]
     Open,
     /// The reading end is at its end; the writing end is being told.
     Closing,
     Closed,
 }
 
+/// Which end of a way broke.
+enum Broke {
+    Reading(io::Error),
+    Writing(io::Error),
+}
+
+/// How far a relay has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Both,
+    HalfClosed,
+    LastWords,
+}
+
+impl Stage {
+    fn of(forth: &Way<'_>, back: &Way<'_>) -> Stage {
+        if forth.lost.is_some() || back.lost.is_some() {
+            Stage::LastWords
+        } else if forth.has_ended() || back.has_ended() {
+            Stage::HalfClosed
+        } else {
+            Stage::Both
+        }
+    }
+
+    /// How long nothing may move.
+    fn patience(self, idle: Option<Duration>) -> Option<Duration> {
+        match self {
+            Stage::Both => idle,
+            Stage::HalfClosed => idle.map(|idle| idle.min(HALF_CLOSED)),
+            Stage::LastWords => Some(idle.map_or(LAST_WORDS, |idle| idle.min(LAST_WORDS))),
+        }
+    }
+}
+
 /// Copies both ways until both are done, one breaks, or nothing moved for `idle`. One side's end is passed on as such and
-/// the other way goes on, as TCP does, but not for long where nothing moves on it. `up` counts from `a` to `b`, `down` the other way.
+/// the other way goes on, as TCP does, but not for long where nothing moves on it. Of a side that breaks, what it said before is
+/// passed on. `up` counts from `a` to `b`, `down` the other way.
 pub(crate) async fn relay<A: Side, B: Side>(
     a: &mut A,
     b: &mut B,
@@ -96,13 +138,13 @@ pub(crate) async fn relay<A: Side, B: Side>(
     up: &AtomicU64,
     down: &AtomicU64,
 ) -> Ended {
-    let (mut forth, mut back) = (Way::default(), Way::default());
+    let (mut forth, mut back) = (Way::new(up), Way::new(down));
     let mut last = Instant::now();
-    let mut half_closed = false;
+    let mut stage = Stage::Both;
     let mut clock: Option<Pin<Box<Sleep>>> = idle.map(|idle| Box::pin(tokio::time::sleep(idle)));
     let ended = poll_fn(|cx| {
         let mut moved = 0;
-        let result = both(cx, a, b, &mut forth, &mut back, up, down, &mut moved);
+        let result = both(cx, a, b, &mut forth, &mut back, &mut moved);
         if moved > 0 {
             last = Instant::now();
         }
@@ -111,19 +153,24 @@ pub(crate) async fn relay<A: Side, B: Side>(
             Ok(true) => return Poll::Ready(Ended::Closed),
             Ok(false) => {}
         }
-        if !half_closed && (forth.has_ended() || back.has_ended()) {
-            half_closed = true;
+        let now = Stage::of(&forth, &back);
+        if stage != now {
+            stage = now;
             last = Instant::now();
-            idle = idle.map(|idle| idle.min(HALF_CLOSED));
-            if let (Some(clock), Some(idle)) = (&mut clock, idle) {
-                clock.as_mut().reset(last + idle);
+            idle = stage.patience(idle);
+            if let Some(idle) = idle {
+                match &mut clock {
+                    Some(clock) => clock.as_mut().reset(last + idle),
+                    None => clock = Some(Box::pin(tokio::time::sleep(idle))),
+                }
             }
         }
         // The clock is only moved when it rings: most bytes cost no timer.
         if let (Some(clock), Some(idle)) = (&mut clock, idle) {
             while clock.as_mut().poll(cx).is_ready() {
                 if last.elapsed() >= idle {
-                    return Poll::Ready(Ended::Idle);
+                    let lost = forth.lost.take().or_else(|| back.lost.take());
+                    return Poll::Ready(lost.map_or(Ended::Idle, Ended::Broken));
                 }
                 clock.as_mut().reset(last + idle);
             }
@@ -139,23 +186,40 @@ pub(crate) async fn relay<A: Side, B: Side>(
 }
 
 /// Moves what can be moved. True when both ways are done.
-#[expect(clippy::too_many_arguments, reason = "the two halves of one loop")]
 fn both<A: Side, B: Side>(
     cx: &mut Context<'_>,
     a: &mut A,
     b: &mut B,
-    forth: &mut Way,
-    back: &mut Way,
-    up: &AtomicU64,
-    down: &AtomicU64,
+    forth: &mut Way<'_>,
+    back: &mut Way<'_>,
     moved: &mut u64,
 ) -> io::Result<bool> {
-    let forth = forth.poll(cx, a, b, up, moved)?;
-    let back = back.poll(cx, b, a, down, moved)?;
-    Ok(forth.is_ready() && back.is_ready())
+    let forth_done = forth.poll(cx, a, b, moved)?;
+    back.last_words = forth.lost.is_some();
+    let back_done = match back.poll(cx, b, a, moved) {
+        Ok(done) => done,
+        // What broke first says more.
+        Err(error) => return Err(forth.lost.take().unwrap_or(error)),
+    };
+    forth.last_words = back.lost.is_some();
+    if (back.has_ended() || back.lost.is_some())
+        && let Some(error) = forth.lost.take()
+    {
+        return Err(error);
+    }
+    if forth.has_ended()
+        && let Some(error) = back.lost.take()
+    {
+        return Err(error);
+    }
+    Ok(forth_done.is_ready() && back_done.is_ready())
 }
 
-impl Way {
+impl<'c> Way<'c> {
+    fn new(counter: &'c AtomicU64) -> Way<'c> {
+        Way { pending: Vec::new(), written: 0, state: Flow::Open, lost: None, last_words: false, counter }
+    }
+
     /// Its reading end is at its end.
     fn has_ended(&self) -> bool {
         match self.state {
@@ -170,13 +234,24 @@ impl Way {
         cx: &mut Context<'_>,
         from: &mut (impl AsyncRead + Unpin),
         to: &mut (impl AsyncWrite + Unpin),
-        counter: &AtomicU64,
         moved: &mut u64,
     ) -> io::Result<Poll<()>> {
+        if self.lost.is_some() {
+            return Ok(Poll::Pending);
+        }
         for _ in 0..TURNS {
-            match self.step(cx, from, to, counter, moved) {
+            match self.step(cx, from, to, moved) {
                 Poll::Pending => return Ok(Poll::Pending),
-                Poll::Ready(Err(error)) => return Err(error),
+                Poll::Ready(Err(Broke::Reading(error))) => return Err(error),
+                Poll::Ready(Err(Broke::Writing(error))) => {
+                    if !matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) {
+                        return Err(error);
+                    }
+                    // A peer that closes before it has read all makes writing fail while its last words lie unread.
+                    self.lost = Some(error);
+                    self.pending = Vec::new();
+                    return Ok(Poll::Pending);
+                }
                 Poll::Ready(Ok(true)) => return Ok(Poll::Ready(())),
                 Poll::Ready(Ok(false)) => {}
             }
@@ -191,12 +266,11 @@ impl Way {
         cx: &mut Context<'_>,
         from: &mut (impl AsyncRead + Unpin),
         to: &mut (impl AsyncWrite + Unpin),
-        counter: &AtomicU64,
         moved: &mut u64,
-    ) -> Poll<io::Result<bool>> {
+    ) -> Poll<Result<bool, Broke>> {
         while self.written < self.pending.len() {
-            let n = ready!(Pin::new(&mut *to).poll_write(cx, &self.pending[self.written..]))?;
-            self.count(n, counter, moved)?;
+            let n = ready!(Pin::new(&mut *to).poll_write(cx, &self.pending[self.written..])).map_err(Broke::Writing)?;
+            self.count(n, moved)?;
             self.written += n;
         }
         if !self.pending.is_empty() {
@@ -206,7 +280,7 @@ impl Way {
         match self.state {
             Flow::Open => {}
             Flow::Closing => {
-                ready!(Pin::new(&mut *to).poll_shutdown(cx))?;
+                ready!(Pin::new(&mut *to).poll_shutdown(cx)).map_err(Broke::Writing)?;
                 self.state = Flow::Closed;
                 return Poll::Ready(Ok(true));
             }
@@ -215,23 +289,28 @@ impl Way {
         SCRATCH.with_borrow_mut(|scratch| {
             let mut piece = ReadBuf::new(scratch);
             match Pin::new(&mut *from).poll_read(cx, &mut piece) {
-                Poll::Ready(result) => result?,
+                Poll::Ready(result) => result.map_err(Broke::Reading)?,
                 Poll::Pending => {
                     // Layers that buffer (TLS) must not keep what was written.
-                    ready!(Pin::new(&mut *to).poll_flush(cx))?;
+                    ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(Broke::Writing)?;
                     return Poll::Pending;
                 }
             }
             let mut rest = piece.filled();
             if rest.is_empty() {
+                if self.last_words {
+                    ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(Broke::Writing)?;
+                    // The failed write has taken the reset with it.
+                    return Poll::Ready(Err(Broke::Reading(io::ErrorKind::ConnectionReset.into())));
+                }
                 self.state = Flow::Closing;
                 return Poll::Ready(Ok(false));
             }
             while rest.has_remaining() {
                 match Pin::new(&mut *to).poll_write(cx, rest) {
                     Poll::Ready(n) => {
-                        let n = n?;
-                        self.count(n, counter, moved)?;
+                        let n = n.map_err(Broke::Writing)?;
+                        self.count(n, moved)?;
                         rest.advance(n);
                     }
                     Poll::Pending => {
@@ -244,11 +323,11 @@ impl Way {
         })
     }
 
-    fn count(&self, n: usize, counter: &AtomicU64, moved: &mut u64) -> io::Result<()> {
+    fn count(&self, n: usize, moved: &mut u64) -> Result<(), Broke> {
         if n == 0 {
-            return Err(io::ErrorKind::WriteZero.into());
+            return Err(Broke::Writing(io::ErrorKind::WriteZero.into()));
         }
-        counter.fetch_add(n as u64, Ordering::Relaxed);
+        self.counter.fetch_add(n as u64, Ordering::Relaxed);
         *moved += n as u64;
         Ok(())
     }
@@ -327,5 +406,38 @@ mod tests {
         }
         assert!(matches!(relayed.await.unwrap(), Ended::Idle));
         assert_eq!(start.elapsed(), HALF_CLOSED * 6 - Duration::from_secs(3));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_side_said_before_it_broke_is_passed_on_and_its_end_is_not_taken_for_a_good_one() {
+        let (mut app, mut a) = duplex(16);
+        let (mut b, mut upstream) = duplex(16);
+        upstream.write_all(b"no more").await.unwrap();
+        drop(upstream);
+        app.write_all(b"goes on").await.unwrap();
+        let (up, down) = (AtomicU64::new(0), AtomicU64::new(0));
+        let ended = relay(&mut a, &mut b, Some(Duration::from_secs(60)), &up, &down).await;
+        assert!(matches!(&ended, Ended::Broken(error) if error.kind() == io::ErrorKind::BrokenPipe), "{ended:?}");
+        let mut got = [0; 7];
+        tokio::time::timeout(LAST_WORDS, app.read_exact(&mut got)).await.expect("it was passed on").unwrap();
+        assert_eq!(&got, b"no more");
+        let end = tokio::time::timeout(LAST_WORDS, app.read(&mut got)).await;
+        assert!(end.is_err(), "an end was passed on: {end:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_long_for_the_last_words_to_be_taken() {
+        for idle in [None, Some(Duration::from_secs(60))] {
+            let (mut app, mut a) = duplex(4);
+            let (mut b, mut upstream) = duplex(16);
+            upstream.write_all(b"no more").await.unwrap();
+            drop(upstream);
+            app.write_all(b"on").await.unwrap();
+            let (up, down) = (AtomicU64::new(0), AtomicU64::new(0));
+            let start = Instant::now();
+            let ended = relay(&mut a, &mut b, idle, &up, &down).await;
+            assert!(matches!(ended, Ended::Broken(_)), "{ended:?}");
+            assert_eq!((start.elapsed(), down.into_inner()), (LAST_WORDS, 4));
+        }
     }
 }
