@@ -131,7 +131,9 @@ impl Entry {
             Err(error) => {
                 match error {
                     LookupError::NoAddress(_) => self.good = None,
-                    LookupError::Failed(_) | LookupError::TimedOut(_) | LookupError::NoRoom(_) => {}
+                    LookupError::Failed(_) | LookupError::TimedOut(_) => {}
+                    // Nothing was learnt about the name: there may be room for the next one at once.
+                    LookupError::NoRoom(_) => return self.stale(now, settings.stale_for).ok_or(error),
                 }
                 self.failed = Some((error.clone(), now + settings.negative_ttl));
                 self.stale(now, settings.stale_for).ok_or(error)
@@ -361,6 +363,14 @@ pub(super) mod tests {
         let mut asked = std::pin::pin!(dns.resolve("a.test"));
         let polled = asked.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop()));
         assert!(matches!(polled, std::task::Poll::Ready(Err(LookupError::Failed(_)))), "{polled:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_want_of_room_is_not_remembered() {
+        let full = Some(Err(LookupError::NoRoom(Overload::Descriptors)));
+        let dns = Dns::new(Scripted::new(vec![full, Scripted::addresses(&["192.0.2.1"])]), settings());
+        assert!(matches!(dns.resolve("a.test").await, Err(LookupError::NoRoom(_))));
+        assert!(dns.resolve("a.test").await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]

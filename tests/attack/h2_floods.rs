@@ -159,7 +159,8 @@ async fn a_rapid_reset_of_requests_that_reached_the_upstream_ends_too_and_gives_
         }
     };
     assert!(ended, "{sent} requests were sent and reset");
-    assert!(origin.seen().len() < 1000, "{}", origin.seen().len());
+    // 500, and twice the streams that may have been under way when it was asked to leave.
+    assert!(origin.seen().len() < 1100, "{}", origin.seen().len());
     eventually("all is given back", async || {
         let metrics = proxy.metrics().await;
         metrics.contains("outrigger_requests_in_flight{upstream=\"up\"} 0\n")
