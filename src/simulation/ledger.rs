@@ -288,8 +288,15 @@ impl Book {
     pub(crate) fn audit(&mut self) {
         let mut wrong = Vec::new();
         for (id, entry) in &self.requests {
-            // A kept connection that closed before a byte of the answer is replaced for free.
-            let free = |pair: &&[Sending]| pair[0].reused && !pair[0].answer_began && !pair[0].refused;
+            // A kept connection that closed before a byte of the answer is replaced for free, also where the upstream's refusal was
+            // lost with it.
+            let moment = |at: Instant| at.duration_since(self.start).as_millis() as u64;
+            let lost = |pair: &[Sending]| {
+                let between = moment(pair[0].at)..=moment(pair[1].at);
+                let closed = |event: &Event| matches!(event, Event::Closed(which) if *which == pair[0].connection);
+                self.events.iter().any(|(when, event)| between.contains(when) && closed(event))
+            };
+            let free = |pair: &&[Sending]| pair[0].reused && !pair[0].answer_began && (!pair[0].refused || lost(pair));
             let free = entry.sendings.windows(2).filter(free).count();
             let made = entry.sendings.len() - free;
             if made > self.bounds.attempts {
