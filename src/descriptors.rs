@@ -2,6 +2,7 @@
 //! answered, files are read again and names looked up however many connections there are.
 
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::LazyLock;
 
 use rustix::process::{Resource, getrlimit};
 
@@ -21,10 +22,13 @@ pub(crate) enum Room {
     Last,
 }
 
+/// The limit as the first connection finds it: it is raised at start, and asking costs a system call.
+static LIMIT: LazyLock<u64> = LazyLock::new(|| getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX));
+
 /// What is left for this one. The system gives out the lowest number that is free, so a high one says that all below it
 /// are taken: nothing needs counting.
 pub(crate) fn room(of: &impl AsRawFd) -> Room {
-    room_of(of.as_raw_fd(), getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX))
+    room_of(of.as_raw_fd(), *LIMIT)
 }
 
 fn room_of(descriptor: RawFd, limit: u64) -> Room {

@@ -245,6 +245,8 @@ pub struct Attempt {
     endpoint: AtomicU32,
     /// What the answer was in; 0 until there is one.
     http: AtomicU8,
+    /// One of our clocks ended it.
+    timed_out: AtomicBool,
 }
 
 impl Attempt {
@@ -258,7 +260,18 @@ impl Attempt {
             phase: AtomicU8::new(Phase::Waiting as u8),
             endpoint: AtomicU32::new(u32::MAX),
             http: AtomicU8::new(0),
+            timed_out: AtomicBool::new(false),
         }
+    }
+
+    /// One of our clocks ended it, and not the app.
+    pub fn time_out(&self) {
+        self.timed_out.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether one of our clocks ended it.
+    pub fn timed_out(&self) -> bool {
+        self.timed_out.load(Ordering::Relaxed)
     }
 
     /// Notes how far it has got.

@@ -73,7 +73,12 @@ impl<T: Transport> Call<'_, T> {
                     result => result,
                 }
             });
-            running.run(self.exchange, clocks, phase, send).await
+            let result = running.run(self.exchange, clocks, phase, send).await;
+            if let Err(Error::AttemptTimeout { .. } | Error::Deadline { .. }) = &result {
+                // Before `send` is dropped: its connection wants to know why.
+                attempts[current.load(Ordering::Relaxed)].time_out();
+            }
+            result
         };
         let now = Instant::now();
         let upload = &self.exchange.upload;

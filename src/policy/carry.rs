@@ -9,13 +9,13 @@ use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 
 use crate::error::{Error, Origin};
 use crate::message::Exchange;
 use crate::policy::breaker::Breaker;
 use crate::policy::concurrency::Slot;
-use crate::policy::timeout::Alarm;
+use crate::policy::timeout::Moving;
 
 /// An answer's body under the policies: the idle clock, the slot, and the breaker's interest in a body that breaks.
 /// For an upgraded stream it is kept (unread) as long as the stream lives.
@@ -27,7 +27,7 @@ pub struct Carry<B> {
     /// `timeouts.idle`
     idle: Option<Duration>,
     /// Set while the upstream is waited for.
-    timer: Option<(Pin<Box<Sleep>>, Alarm)>,
+    timer: Option<Moving>,
     /// Given back when the body ends, or is dropped.
     slot: Option<Slot>,
     /// Told once when the body breaks.
@@ -102,27 +102,8 @@ impl<B: Body<Data = Bytes, Error = Error> + Unpin> Carry<B> {
     /// The idle clock: silence in both directions for longer than `idle`.
     fn poll_silence(&mut self, cx: &mut Context<'_>) -> Poll<Error> {
         let Some(idle) = self.idle else { return Poll::Pending };
-        let (timer, alarm) = match &mut self.timer {
-            Some(timer) => timer,
-            none => {
-                let until = self.exchange.last_activity() + idle;
-                none.insert((Box::pin(tokio::time::sleep_until(until)), Alarm::at(until)))
-            }
-        };
-        loop {
-            if timer.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            let (now, until) = (Instant::now(), self.exchange.last_activity() + idle);
-            if until > now {
-                *alarm = Alarm::at(until);
-                timer.as_mut().reset(until);
-            } else if let Some(moment) = alarm.overslept(now) {
-                timer.as_mut().reset(moment);
-            } else {
-                return Poll::Ready(Error::UpstreamSilent);
-            }
-        }
+        let until = self.exchange.last_activity() + idle;
+        self.timer.get_or_insert_with(|| Moving::new(until)).poll(cx, until).map(|()| Error::UpstreamSilent)
     }
 }
 

@@ -67,10 +67,8 @@ impl Policies {
         };
         async move {
             let result = self.repeat(&mut call).await;
-            match (&call.body, &result) {
-                (Some(body), Ok(_)) => body.release(),
-                (Some(body), Err(_)) => body.abandon(),
-                (None, _) => {}
+            if let Some(body) = &call.body {
+                body.release();
             }
             result
         }

@@ -130,16 +130,6 @@ impl Replay {
             shared.forget_up_to(usize::MAX);
         }
     }
-
-    /// Nothing of it is wanted any more, whoever still tries to send it: the app's connection is rid of it now, so that the
-    /// answer can say whether the connection goes on.
-    pub fn abandon(&self) {
-        let mut shared = lock(&self.shared);
-        shared.keeping = false;
-        shared.forget_up_to(usize::MAX);
-        shared.current += 1;
-        shared.body = AppBody::Empty;
-    }
 }
 
 /// The app's body as one attempt reads it: what was kept, then the stream.

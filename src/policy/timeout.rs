@@ -4,11 +4,11 @@
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering;
-use std::task::{Poll, ready};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http::HeaderMap;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 
 use crate::error::{Error, Result};
 use crate::message::{Exchange, Phase};
@@ -130,24 +130,54 @@ const MOMENT: Duration = Duration::from_millis(500);
 /// Where the process itself stood still, what came meanwhile is read before a clock is taken at its word: its sockets were
 /// full, and all clocks rang at once.
 #[derive(Debug)]
-pub(crate) struct Alarm {
+struct Alarm {
     due: Instant,
     spared: bool,
 }
 
 impl Alarm {
     /// Rings at `due`.
-    pub(crate) fn at(due: Instant) -> Alarm {
+    fn at(due: Instant) -> Alarm {
         Alarm { due, spared: false }
     }
 
     /// It rang at `now`. Where that is much too late, the one more moment to wait for.
-    pub(crate) fn overslept(&mut self, now: Instant) -> Option<Instant> {
+    fn overslept(&mut self, now: Instant) -> Option<Instant> {
         if self.spared || now.saturating_duration_since(self.due) < OVERSLEPT {
             return None;
         }
         self.spared = true;
         Some(now + MOMENT)
+    }
+}
+
+/// A clock whose end moves on all the time: it is only set anew when it rings, so that what moves it costs no timer.
+#[derive(Debug)]
+pub(crate) struct Moving {
+    sleep: Pin<Box<Sleep>>,
+    alarm: Alarm,
+}
+
+impl Moving {
+    /// Rings at `until`.
+    pub(crate) fn new(until: Instant) -> Moving {
+        Moving { sleep: Box::pin(tokio::time::sleep_until(until)), alarm: Alarm::at(until) }
+    }
+
+    /// Ready when it is past `until`, as that stands now.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, until: Instant) -> Poll<()> {
+        loop {
+            ready!(self.sleep.as_mut().poll(cx));
+            let now = Instant::now();
+            if until > now {
+                self.alarm = Alarm::at(until);
+                self.sleep.as_mut().reset(until);
+            } else if let Some(moment) = self.alarm.overslept(now) {
+                self.sleep.as_mut().reset(moment);
+            } else {
+                return Poll::Ready(());
+            }
+        }
     }
 }
 

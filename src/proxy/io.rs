@@ -131,6 +131,8 @@ pub(crate) struct AppIo {
     stalled: Option<Pin<Box<Sleep>>>,
     /// What it had taken when that was looked at last.
     taken: u64,
+    /// hyper may hold bytes of an answer that it could not write yet.
+    unflushed: bool,
     /// Until when bytes are read away after the last answer; `None` until that is sent.
     linger: Option<Instant>,
 }
@@ -163,6 +165,7 @@ impl AppIo {
             clock: Some(Box::pin(tokio::time::sleep_until(deadline))),
             stalled: None,
             taken: 0,
+            unflushed: false,
             linger: None,
         }
     }
@@ -373,13 +376,16 @@ impl AsyncRead for AppIo {
 impl AsyncWrite for AppIo {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let me = self.get_mut();
+        me.unflushed = true;
         let polled = me.stream()?.poll_write(cx, buf);
         me.wrote(cx, polled)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let me = self.get_mut();
+        // hyper comes here when it has written all that it holds.
         let polled = me.stream()?.poll_flush(cx);
+        me.unflushed = polled.is_pending();
         me.wrote(cx, polled)
     }
 
@@ -425,6 +431,7 @@ impl AsyncWrite for AppIo {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let me = self.get_mut();
+        me.unflushed = true;
         let polled = me.stream()?.poll_write_vectored(cx, bufs);
         me.wrote(cx, polled)
     }
@@ -437,7 +444,9 @@ impl AsyncWrite for AppIo {
 impl Drop for AppIo {
     fn drop(&mut self) {
         let Some(mut stream) = self.stream.take() else { return };
-        if self.link.reset.load(Ordering::Relaxed) {
+        // Dropped in the middle of an answer, as the end of the drain does.
+        let cut = self.unflushed && self.linger.is_none();
+        if cut || self.link.reset.load(Ordering::Relaxed) {
             stream.abort();
         } else if matches!(stream, Socket::Tls(_))
             && self.linger.is_none()

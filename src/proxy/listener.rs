@@ -6,10 +6,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -20,20 +20,17 @@ use tokio::net::TcpListener;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, Limits};
-use crate::descriptors::Room;
-use crate::error::{Error, Overload};
+use crate::config::Limits;
 use crate::frames::PREFACE;
+use crate::proxy::admission::{self, Place};
 use crate::proxy::body::ResponseBody;
 use crate::proxy::head::Bounds;
 use crate::proxy::io::{AppIo, Link, Replayed};
-use crate::proxy::respond::{self, Asked, Progress};
 use crate::proxy::socket::Socket;
 use crate::proxy::{Connection, Entry, Proxy, Retired, http2, inside};
 use crate::shutdown;
 use crate::tcp::Tcp;
 use crate::telemetry::metrics::Limit;
-use crate::telemetry::report::{Gauge, Rejected};
 
 /// The first read: enough for most heads.
 const FIRST_READ: usize = 1024;
@@ -43,7 +40,7 @@ const MIN_BUFFER: usize = 8192;
 const BUFFER: usize = 32 * 1024;
 /// How long accepting rests when the process is out of descriptors or memory.
 const REST: Duration = Duration::from_millis(50);
-/// How long a connection over the limit is given to take its answer.
+/// How long a farewell inside TLS may take.
 const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What a listener's connections begin with.
@@ -106,79 +103,9 @@ fn is_out_of_descriptors(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(23 | 24))
 }
 
-/// One connection of `limits.max_connections`, until it is dropped.
-pub(crate) struct Place {
-    proxy: Arc<Proxy>,
-    /// Those of the same listener.
-    open: Arc<AtomicUsize>,
-    _gauge: Gauge,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.proxy.connections.fetch_sub(1, Ordering::Relaxed);
-        self.open.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// How many connections there are already, and may be.
-#[derive(Clone, Copy, Debug)]
-struct Crowd {
-    /// `limits.max_connections`
-    max: usize,
-    /// On all listeners.
-    all: usize,
-    /// On the listener in question.
-    here: usize,
-    /// Listeners of apps.
-    doors: usize,
-}
-
-impl Crowd {
-    /// Whether one more may come. The last eighth is for listeners that have less than their share, so that a storm on one
-    /// doesn't shut the others.
-    fn has_room(self) -> bool {
-        let kept = if self.doors > 1 { self.max / 8 } else { 0 };
-        self.all < self.max - kept || (self.all < self.max && self.here < self.max / self.doors.max(1))
-    }
-}
-
-/// Listeners of apps.
-fn doors(config: &Config) -> usize {
-    let own = config.upstreams.iter().filter(|upstream| upstream.listen.is_some()).count();
-    1 + usize::from(config.listeners.tls.is_some()) + own
-}
-
-/// Serves a new connection, or tells it that there are too many. `open` counts those of its listener.
+/// Serves a new connection, where there is room for it. `open` counts those of its listener.
 pub(crate) fn admit(stream: Tcp, door: &Door, open: &Arc<AtomicUsize>, proxy: &Arc<Proxy>) {
-    let table = proxy.table.load();
-    let max = table.config.limits.max_connections.get() as usize;
-    let all = proxy.connections.fetch_add(1, Ordering::Relaxed);
-    let here = open.fetch_add(1, Ordering::Relaxed);
-    let place = Place { proxy: Arc::clone(proxy), open: Arc::clone(open), _gauge: proxy.metrics.downstream() };
-    let room = stream.room();
-    let crowd = Crowd { max, all, here, doors: doors(&table.config) };
-    let refused = match room {
-        Room::Enough if crowd.has_room() => None,
-        Room::Enough => Some((Limit::Connections, Overload::Connections)),
-        Room::Scarce | Room::Last => Some((Limit::Descriptors, Overload::Descriptors)),
-    };
-    if let Some((limit, overload)) = refused {
-        proxy.metrics.limit_refused(limit);
-        table.unmatched.report.rejected(Rejected::Overloaded);
-        // Saying no takes a descriptor too, for a moment; past these it is said by closing.
-        if room != Room::Last && all < max + max / 8 + 16 {
-            let tls = matches!(door, Door::Tls);
-            tokio::spawn(async move {
-                let _place = place;
-                // There is no answer that could be read before a handshake.
-                if !tls {
-                    let _ = timeout(FAREWELL, turn_away(stream, overload)).await;
-                }
-            });
-        }
-        return;
-    }
+    let Some((stream, place)) = admission::admit(stream, matches!(door, Door::Tls), open, proxy) else { return };
     // Answers are written whole: nothing is won by waiting for more.
     let _ = stream.set_nodelay();
     let Ok(local) = stream.local_addr() else { return };
@@ -204,32 +131,6 @@ pub(crate) async fn until(ended: CancellationToken, served: impl Future<Output =
     }
     // What has no answer yet gets one: some apps repeat a request whose connection just closes.
     let _ = timeout(shutdown::FAREWELL, served).await;
-}
-
-/// Answers 503 without reading the request, and waits a moment so that the app can read that.
-async fn turn_away(mut stream: Tcp, overload: Overload) -> io::Result<()> {
-    let asked = Asked { http1: true, ..Asked::default() };
-    let answer = respond::answer(&Error::Overloaded(overload), asked, Progress::default());
-    stream.write_all(&render(&answer)).await?;
-    stream.shutdown().await?;
-    let mut rest = [0; 1024];
-    while stream.read(&mut rest).await? > 0 {}
-    Ok(())
-}
-
-/// An answer as HTTP/1.1, where there is no hyper to write it.
-fn render(answer: &Response<Bytes>) -> Vec<u8> {
-    let status = answer.status();
-    let mut text = format!("HTTP/1.1 {} {}\r\n", status.as_str(), status.canonical_reason().unwrap_or("")).into_bytes();
-    for (name, value) in answer.headers() {
-        text.extend_from_slice(name.as_str().as_bytes());
-        text.extend_from_slice(b": ");
-        text.extend_from_slice(value.as_bytes());
-        text.extend_from_slice(b"\r\n");
-    }
-    text.extend_from_slice(b"\r\n");
-    text.extend_from_slice(answer.body());
-    text
 }
 
 /// Finds out what the app speaks, and speaks it. `first` was read already.
@@ -322,15 +223,18 @@ fn answering(connection: &Arc<Connection>, request: Request<Incoming>) -> Answer
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::sync::Mutex;
 
+    use bytes::Bytes;
     use http::header;
     use http_body_util::BodyExt;
     use hyper_util::rt::TokioExecutor;
     use tokio::net::TcpStream;
     use tokio::sync::oneshot;
 
+    use super::*;
+    use crate::error::Error;
+    use crate::proxy::respond::{self, Asked, Progress};
     use crate::telemetry::metrics::Metrics;
 
     fn limits() -> Limits {
@@ -386,23 +290,6 @@ mod tests {
             http1(stream, first, deadline, link, &limits, handler).await;
         });
         (app, seen)
-    }
-
-    #[test]
-    fn the_last_places_are_for_listeners_that_have_less_than_their_share() {
-        for (max, all, here, doors, room) in [
-            (1, 0, 0, 2, true),
-            (1, 1, 0, 2, false),
-            (800, 699, 699, 2, true),
-            (800, 700, 700, 2, false),
-            (800, 700, 0, 2, true),
-            (800, 799, 99, 2, true),
-            (800, 800, 0, 2, false),
-            (800, 799, 799, 1, true),
-        ] {
-            let crowd = Crowd { max, all, here, doors };
-            assert_eq!(crowd.has_room(), room, "{crowd:?}");
-        }
     }
 
     /// Answers with the length of the body, or how it broke.

@@ -1,5 +1,6 @@
 //! One request, from the app's socket to its answer.
 
+pub(crate) mod admission;
 pub mod body;
 pub mod head;
 pub(crate) mod headers;
@@ -36,10 +37,10 @@ use crate::error::{Denial, Error, HeadBound, Result};
 use crate::message::{AppBody, Outbound};
 use crate::origin::{Origin, Scheme};
 use crate::policy::carry::Carry;
+use crate::proxy::admission::Place;
 use crate::proxy::body::ResponseBody;
 use crate::proxy::inside::Inside;
 use crate::proxy::io::Link;
-use crate::proxy::listener::Place;
 use crate::proxy::record::Record;
 use crate::proxy::respond::Asked;
 use crate::proxy::target::{Form, Target};

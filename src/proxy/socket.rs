@@ -32,9 +32,7 @@ impl Socket {
             Socket::Tls(stream) => stream.get_ref().0.abort(),
         }
     }
-}
 
-impl Socket {
     /// Bytes that left so far, where a layer above the connection takes more than it passes on.
     pub(crate) fn taken(&self) -> u64 {
         match self {

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use tokio_rustls::client::TlsStream;
 
 use crate::frames::Traffic;
+use crate::message::Attempt;
 use crate::tcp::Tcp;
 use crate::upstream::upload::SendBody;
 
@@ -34,7 +35,7 @@ const PING_AFTER: Duration = Duration::from_secs(15);
 /// …and no answer for this long means that the peer is gone. Idle connections get none: they are closed soon anyway.
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// An app that hangs up sooner says nothing about a connection over which nothing came.
+/// A clock that is shorter says nothing about a connection over which nothing came.
 const IN_VAIN: Duration = Duration::from_millis(250);
 
 /// What a TLS record holds at most. Bytes.
@@ -329,17 +330,20 @@ struct Http2State {
     doubted: AtomicBool,
 }
 
-/// Watches a connection while a request waits for its answer. Where that is given up and nothing at all came meanwhile, the
-/// peer may be gone without a word: new requests go elsewhere at once, rather than when the PING is overdue.
-pub(super) struct Vigil {
+/// Watches a connection while a request waits for its answer. Where one of our clocks ends that and nothing at all came meanwhile,
+/// the peer may be gone without a word: new requests go elsewhere at once, rather than when the PING is overdue. An app that hangs
+/// up says nothing: some upstreams are slow, and each connection costs a handshake.
+pub(super) struct Vigil<'a> {
+    attempt: &'a Attempt,
     state: Arc<Http2State>,
     read: u64,
     since: Instant,
 }
 
-impl Drop for Vigil {
+impl Drop for Vigil<'_> {
     fn drop(&mut self) {
-        if self.state.wire.read() == self.read && self.since.elapsed() >= IN_VAIN {
+        let in_vain = self.attempt.timed_out() && self.since.elapsed() >= IN_VAIN;
+        if in_vain && self.state.wire.read() == self.read {
             self.state.doubted.store(true, Ordering::Release);
         }
     }
@@ -424,8 +428,8 @@ impl Http2 {
     }
 
     /// A request is about to be sent; the vigil lasts until there is an answer.
-    pub(super) fn watch(&self) -> Vigil {
-        Vigil { state: self.state.clone(), read: self.state.wire.read(), since: Instant::now() }
+    pub(super) fn watch<'a>(&self, attempt: &'a Attempt) -> Vigil<'a> {
+        Vigil { attempt, state: self.state.clone(), read: self.state.wire.read(), since: Instant::now() }
     }
 }
 

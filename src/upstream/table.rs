@@ -37,6 +37,8 @@ pub struct Table {
     pub replay: Arc<ReplayMemory>,
     /// For upstreams that are intercepted.
     pub(crate) interception: Option<Arc<Interception>>,
+    /// Listeners of apps.
+    pub(crate) doors: usize,
     index: Index,
 }
 
@@ -111,7 +113,9 @@ impl Table {
         let interception =
             Interception::evolve(before, &config).map_err(|problem| vec![format!("intercept: {problem}")])?;
         let index = Index::new(&config.upstreams);
-        Ok(Table { config, upstreams, unmatched, connector, replay: replay.clone(), interception, index })
+        let own = config.upstreams.iter().filter(|upstream| upstream.listen.is_some()).count();
+        let doors = 1 + usize::from(config.listeners.tls.is_some()) + own;
+        Ok(Table { doors, config, upstreams, unmatched, connector, replay: replay.clone(), interception, index })
     }
 
     /// The table is in place: state that it took over goes by the new settings from now on, and `old`'s pools that it did

@@ -350,7 +350,7 @@ async fn over_http2(
     upload: Option<&Arc<Watch>>,
     attempt: &Attempt,
 ) -> Result<http::Response<Incoming>, Unanswered> {
-    let _vigil = link.watch();
+    let _vigil = link.watch(attempt);
     let (host, sending) = {
         let mut request = request.take().ok_or(Unanswered::Failed(Error::Panic))?;
         let authority = key.origin.authority();

@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use pin_project_lite::pin_project;
 use tokio::sync::Notify;
-use tokio::time::{Instant, Sleep};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::frames::{ENHANCE_YOUR_CALM, NO_ERROR};
-use crate::policy::timeout::Alarm;
+use crate::policy::timeout::Moving;
 use crate::proxy::http2::MAX_STREAMS;
 use crate::proxy::http2::untaken::Stream;
 use crate::telemetry::metrics::{Limit, Metrics};
@@ -222,7 +222,7 @@ pin_project! {
     struct Watched<F> {
         #[pin]
         task: F,
-        clock: Option<(Pin<Box<Sleep>>, Alarm)>,
+        clock: Option<Moving>,
         // Behind the task: what it held is gone when the guard looks.
         guard: Guard,
     }
@@ -237,28 +237,12 @@ impl<F: Future<Output = ()>> Future for Watched<F> {
             return Poll::Ready(());
         }
         let Some(stream) = &me.guard.stream else { return Poll::Pending };
-        loop {
-            let Some(until) = stream.until() else {
-                // It is the upstream's turn, which has a clock of its own.
-                *me.clock = None;
-                return Poll::Pending;
-            };
-            let (clock, alarm) =
-                me.clock.get_or_insert_with(|| (Box::pin(tokio::time::sleep_until(until)), Alarm::at(until)));
-            if clock.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            let now = Instant::now();
-            if until > now {
-                // It is only set anew when it rings: most bytes cost no timer.
-                *alarm = Alarm::at(until);
-                clock.as_mut().reset(until);
-            } else if let Some(moment) = alarm.overslept(now) {
-                clock.as_mut().reset(moment);
-            } else {
-                return Poll::Ready(());
-            }
-        }
+        let Some(until) = stream.until() else {
+            // It is the upstream's turn, which has a clock of its own.
+            *me.clock = None;
+            return Poll::Pending;
+        };
+        me.clock.get_or_insert_with(|| Moving::new(until)).poll(cx, until)
     }
 }
 

@@ -180,9 +180,7 @@ impl Exchange<'_> {
                     if judge.is_none() && self.fair && !ledger.book().drain_over {
                         ledger.violation(format!("request {id} got no answer, its connection was just closed"));
                     }
-                    // What the end of the drain cuts off is only closed.
-                    let cut = matches!(read, Ok(0)) && judge.is_some() && reader.counts_bytes();
-                    if cut && self.fair && !ledger.book().drain_over {
+                    if matches!(read, Ok(0)) && judge.is_some() && reader.counts_bytes() && self.fair {
                         ledger.violation(format!("the answer to {id} was cut off without a reset"));
                     }
                     return End::Broken;
