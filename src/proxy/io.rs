@@ -540,3 +540,40 @@ impl AsyncWrite for Replayed {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+    use socket2::SockRef;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpSocket};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_that_is_dropped_half_written_ends_with_a_reset_and_a_written_one_in_good_order() {
+        for whole in [true, false] {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.set_recv_buffer_size(4096).unwrap();
+            let mut app = socket.connect(listener.local_addr().unwrap()).await.unwrap();
+            let (stream, _) = listener.accept().await.unwrap();
+            SockRef::from(&stream).set_send_buffer_size(4096).unwrap();
+            let clock = Duration::from_secs(60);
+            let bounds = Bounds { bytes: 1024, fields: 10 };
+            let socket = Socket::Tcp(stream.into());
+            let mut io = AppIo::new(socket, BytesMut::new(), Instant::now() + clock, Arc::default(), bounds, clock);
+            io.write_all(b"answer").await.unwrap();
+            io.flush().await.unwrap();
+            // The rest waits in hyper until the app takes some.
+            while !whole && io.write(&[0; 4096]).now_or_never().is_some() {}
+            drop(io);
+            let mut got = Vec::new();
+            let end = tokio::time::timeout(clock, app.read_to_end(&mut got)).await.unwrap();
+            assert_eq!(
+                end.map_err(|error| error.kind()),
+                if whole { Ok(6) } else { Err(io::ErrorKind::ConnectionReset) }
+            );
+        }
+    }
+}
