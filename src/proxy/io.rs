@@ -127,10 +127,7 @@ pub(crate) struct AppIo {
     header_timeout: Duration,
     /// Runs while a head is half there.
     clock: Option<Pin<Box<Sleep>>>,
-    /// Runs while the app takes nothing of what it is sent.
-    stalled: Option<Pin<Box<Sleep>>>,
-    /// What it had taken when that was looked at last.
-    taken: u64,
+    stall: Stall,
     /// hyper may hold bytes of an answer that it could not write yet.
     unflushed: bool,
     /// Until when bytes are read away after the last answer; `None` until that is sent.
@@ -163,8 +160,7 @@ impl AppIo {
             over: None,
             header_timeout,
             clock: Some(Box::pin(tokio::time::sleep_until(deadline))),
-            stalled: None,
-            taken: 0,
+            stall: Stall::default(),
             unflushed: false,
             linger: None,
         }
@@ -256,18 +252,10 @@ impl AppIo {
     /// What a write came to. One that waits too long fails, so that a stuck app doesn't hold its upstream for ever. Inside TLS a
     /// flush waits where a bare socket's write would.
     fn wrote<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if polled.is_ready() {
-            self.stalled = None;
+        let taken = self.stream.as_ref().map_or(0, Socket::taken);
+        if !self.stall.is_over(cx, polled.is_pending(), self.link.patience(), taken) {
             return polled;
         }
-        let Some(patience) = self.link.patience() else { return Poll::Pending };
-        let taken = self.stream.as_ref().map_or(0, Socket::taken);
-        if taken != self.taken {
-            self.taken = taken;
-            self.stalled = None;
-        }
-        let clock = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
-        ready!(clock.as_mut().poll(cx));
         // What the kernel still holds for it is not to be kept either.
         self.link.reset(true);
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
@@ -458,6 +446,36 @@ impl Drop for AppIo {
     }
 }
 
+/// Runs while an app takes nothing of what it is sent.
+#[derive(Default)]
+pub(crate) struct Stall {
+    clock: Option<Pin<Box<Sleep>>>,
+    /// What it had taken when that was looked at last.
+    taken: u64,
+}
+
+impl Stall {
+    /// Whether a write that is `pending` has been so for longer than `patience`, with nothing `taken` meanwhile.
+    pub(crate) fn is_over(
+        &mut self,
+        cx: &mut Context<'_>,
+        pending: bool,
+        patience: Option<Duration>,
+        taken: u64,
+    ) -> bool {
+        let Some(patience) = patience.filter(|_| pending) else {
+            self.clock = None;
+            return false;
+        };
+        if taken != self.taken {
+            self.taken = taken;
+            self.clock = None;
+        }
+        let clock = self.clock.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
+        clock.as_mut().poll(cx).is_ready()
+    }
+}
+
 /// A connection of which some bytes were read already, and are read again.
 pub(crate) struct Replayed {
     stream: Socket,
@@ -475,6 +493,11 @@ impl Replayed {
     /// The connection, and what is to be read before it.
     pub(crate) fn into_parts(self) -> (Socket, Bytes) {
         (self.stream, self.first)
+    }
+
+    /// Bytes that left so far, where a layer inside takes more than it passes on.
+    pub(crate) fn taken(&self) -> u64 {
+        self.stream.taken()
     }
 
     /// Bytes that were written so far.

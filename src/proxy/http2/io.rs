@@ -13,7 +13,7 @@ use tokio::time::{Instant, Sleep, timeout};
 
 use crate::frames::{self, Traffic};
 use crate::proxy::http2::conduct::Conduct;
-use crate::proxy::io::Replayed;
+use crate::proxy::io::{Replayed, Stall};
 
 /// How long, and how much, is read away behind the last GOAWAY, so that an app that still sends reads that rather than a
 /// reset.
@@ -29,15 +29,14 @@ pub(super) struct FramedIo {
     header_timeout: Duration,
     /// Runs while the app owes the rest of a head: which one.
     clock: Option<(u32, Pin<Box<Sleep>>)>,
-    /// Runs while the app takes nothing.
-    stalled: Option<Pin<Box<Sleep>>>,
+    stall: Stall,
 }
 
 impl FramedIo {
     /// A connection of which nothing was read yet, the preface included.
     pub(super) fn new(stream: Replayed, conduct: Arc<Conduct>, header_timeout: Duration) -> FramedIo {
         let traffic = Traffic::new(true, Instant::now());
-        FramedIo { stream: Some(stream), conduct, traffic, header_timeout, clock: None, stalled: None }
+        FramedIo { stream: Some(stream), conduct, traffic, header_timeout, clock: None, stall: Stall::default() }
     }
 
     fn stream(&mut self) -> io::Result<Pin<&mut Replayed>> {
@@ -59,15 +58,13 @@ impl FramedIo {
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the app left a head half sent")))
     }
 
-    /// What a write came to. One that waits too long fails, so that a stuck app doesn't hold its upstreams for ever.
-    fn wrote(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if polled.is_ready() {
-            self.stalled = None;
+    /// What a write came to. One that waits too long fails, so that a stuck app doesn't hold its upstreams for ever. Inside TLS a
+    /// flush waits where a bare socket's write would.
+    fn wrote<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        let taken = self.stream.as_ref().map_or(0, Replayed::taken);
+        if !self.stall.is_over(cx, polled.is_pending(), self.conduct.patience(), taken) {
             return polled;
         }
-        let Some(patience) = self.conduct.patience() else { return Poll::Pending };
-        let clock = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(patience)));
-        ready!(clock.as_mut().poll(cx));
         // What the kernel still holds for it is not to be kept either.
         if let Some(stream) = &self.stream {
             stream.abort();
@@ -101,11 +98,15 @@ impl AsyncWrite for FramedIo {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut().stream()?.poll_flush(cx)
+        let me = self.get_mut();
+        let polled = me.stream()?.poll_flush(cx);
+        me.wrote(cx, polled)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut().stream()?.poll_shutdown(cx)
+        let me = self.get_mut();
+        let polled = me.stream()?.poll_shutdown(cx);
+        me.wrote(cx, polled)
     }
 
     fn poll_write_vectored(
