@@ -1,50 +1,61 @@
 //! Apps that flood over HTTP/2: memory stays where it was, upstreams are not hammered, and the others are served.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::time::timeout;
 
+use crate::child::{Child, text};
 use crate::frames::*;
+use crate::storms::survives;
 use crate::support::{Origin, PATIENCE, Proxy, eventually};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-/// What a flood may add to this process, which is app, proxy and upstream in one.
-const ROOM: usize = 48 << 20;
+/// What floods may add to the proxy's memory while they last, in KiB.
+const ROOM: u64 = 24 << 10;
 
-/// A proxy before an upstream that answers, where somebody else is served after a flood and memory is what it was.
-async fn after_a_flood(name: &str, flood: impl AsyncFn(&Proxy)) {
+/// How many floods there are at once, behind one that warms up.
+const AT_ONCE: usize = 20;
+
+/// The counter of connections that were ended for a flood.
+const FLOODS: &str = "outrigger_limit_refused_total{limit=\"http2_flood\"}";
+
+/// The real binary before an upstream that answers: during the floods its memory is bounded, and afterwards somebody else is
+/// served, nothing is in flight and the memory is what it was. How many floods it has counted.
+async fn after_floods(name: &str, flood: impl AsyncFn(SocketAddr)) -> f64 {
     let origin = Origin::answering(OK).await;
-    let proxy = Proxy::for_origin(&origin, "").await;
-    let other = async || {
-        let got = proxy.talk(b"GET / HTTP/1.1\r\nHost: up.test\r\nConnection: close\r\n\r\n").await;
-        assert!(got.starts_with("HTTP/1.1 200 "), "{name}: {got}");
-    };
-    other().await;
-    let before = resident();
-    timeout(PATIENCE * 2, flood(&proxy)).await.unwrap_or_else(|_| panic!("{name} has no end"));
-    let grown = resident().saturating_sub(before);
-    assert!(grown < ROOM, "{name}: {grown} bytes");
-    other().await;
-    eventually(&format!("{name}: nothing is in flight"), async || {
-        proxy.metrics().await.contains("outrigger_requests_in_flight{upstream=\"up\"} 0\n")
+    let child = Child::start(&text(&origin, "", "")).await;
+    floods(name, &child, flood).await;
+    child.figure(FLOODS).await
+}
+
+/// A flood on each of some connections.
+async fn floods(name: &str, child: &Child, flood: impl AsyncFn(SocketAddr)) {
+    let before = child.resident();
+    survives(child, 1, AT_ONCE, async |child, n| {
+        let address = child.address("proxy");
+        let all = join_all((0..n).map(|_| flood(address)));
+        timeout(PATIENCE * 2, all).await.unwrap_or_else(|_| panic!("{name} has no end"));
     })
     .await;
-    proxy.stop().await;
+    let grown = child.peak().saturating_sub(before);
+    assert!(grown < ROOM, "{name}: {grown} KiB");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_continuation_flood_ends_its_connection() {
-    after_a_flood("a block without end", async |proxy| {
-        let mut app = Peer::app(proxy.address("proxy")).await;
+    after_floods("a block without end", async |address| {
+        let mut app = Peer::app(address).await;
         app.send(frame(HEADERS, END_STREAM, 1, block(&request("GET", "/")))).await;
         let piece = block(&[("x-filler", "y".repeat(8000))]);
         let codes = app.flood(100_000, move |_| frame(CONTINUATION, 0, 1, &piece)).await;
         assert_eq!(codes, Some(vec![ENHANCE_YOUR_CALM]));
     })
     .await;
-    after_a_flood("empty pieces", async |proxy| {
-        let mut app = Peer::app(proxy.address("proxy")).await;
+    after_floods("empty pieces", async |address| {
+        let mut app = Peer::app(address).await;
         app.send(frame(HEADERS, END_STREAM, 1, block(&request("GET", "/")))).await;
         let codes = app.flood(100_000, |_| frame(CONTINUATION, 0, 1, "")).await;
         assert_eq!(codes, Some(vec![ENHANCE_YOUR_CALM]));
@@ -63,23 +74,22 @@ async fn floods_of_control_frames_end_their_connection() {
         ("WINDOW_UPDATE", window_update(0, 1)),
         ("unknown frames", frame(0xbe, 0, 0, "grease")),
     ] {
-        after_a_flood(name, async |proxy| {
-            let app = Peer::app(proxy.address("proxy")).await;
+        let counted = after_floods(name, async |address| {
+            let app = Peer::app(address).await;
             let piece = piece.clone();
             let codes = app.flood(200_000, move |_| piece.clone()).await;
             assert_eq!(codes, Some(vec![ENHANCE_YOUR_CALM]), "{name}");
-            let metrics = proxy.metrics().await;
-            assert!(metrics.contains("outrigger_limit_refused_total{limit=\"http2_flood\"} 1\n"), "{name}\n{metrics}");
         })
         .await;
+        assert_eq!(counted, 1.0 + AT_ONCE as f64, "{name}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_whose_answers_nobody_reads_stops_being_read() {
     for (name, piece) in [("PING", ping()), ("SETTINGS", settings(&[])), ("GET", get(1))] {
-        after_a_flood(name, async |proxy| {
-            let app = Peer::app(proxy.address("proxy")).await;
+        after_floods(name, async |address| {
+            let app = Peer::app(address).await;
             let (_read, mut write) = app.stream.into_split();
             let many = piece.repeat(1000);
             // Until it is refused, or nothing more is taken for a while.
@@ -94,8 +104,8 @@ async fn a_flood_whose_answers_nobody_reads_stops_being_read() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_empty_data_ends_its_connection() {
-    after_a_flood("DATA", async |proxy| {
-        let mut app = Peer::app(proxy.address("proxy")).await;
+    after_floods("DATA", async |address| {
+        let mut app = Peer::app(address).await;
         app.send(headers(1, 0, &request("POST", "/"))).await;
         assert_eq!(app.flood(100_000, |_| data(1, 0, "")).await, Some(vec![ENHANCE_YOUR_CALM]));
     })
@@ -105,25 +115,21 @@ async fn a_flood_of_empty_data_ends_its_connection() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rapid_reset_ends_its_connection_before_the_upstream_is_hammered() {
     let origin = Origin::answering(OK).await;
-    let proxy = Proxy::for_origin(&origin, "").await;
-    let app = Peer::app(proxy.address("proxy")).await;
-    let codes = app
-        .flood(50_000, |n| {
-            let stream = 2 * n as u32 + 1;
-            [get(stream), reset(stream, CANCEL)].concat()
-        })
-        .await;
-    assert_eq!(codes.as_deref().and_then(<[u32]>::last), Some(&ENHANCE_YOUR_CALM));
-    assert!(origin.seen().len() < 1000, "{}", origin.seen().len());
-    let metrics = proxy.metrics().await;
-    assert!(metrics.contains("outrigger_limit_refused_total{limit=\"http2_flood\"} 1\n"), "{metrics}");
-    eventually("all is given back", async || {
-        let metrics = proxy.metrics().await;
-        metrics.contains("outrigger_requests_in_flight{upstream=\"up\"} 0\n")
-            && metrics.contains("outrigger_downstream_connections 0\n")
+    let child = Child::start(&text(&origin, "", "")).await;
+    floods("a rapid reset", &child, async |address| {
+        let app = Peer::app(address).await;
+        let codes = app
+            .flood(50_000, |n| {
+                let stream = 2 * n as u32 + 1;
+                [get(stream), reset(stream, CANCEL)].concat()
+            })
+            .await;
+        assert_eq!(codes.as_deref().and_then(<[u32]>::last), Some(&ENHANCE_YOUR_CALM));
     })
     .await;
-    proxy.stop().await;
+    let connections = 1 + AT_ONCE;
+    assert!(origin.seen().len() < 1000 * connections, "{}", origin.seen().len());
+    assert_eq!(child.figure(FLOODS).await, connections as f64);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -253,8 +259,8 @@ async fn header_bombs_are_refused_and_never_grow_in_memory() {
     let cookies = [&request("GET", "/")[..], &[("cookie", "a=b"); 2500]].concat();
     let small = [&request("GET", "/")[..], &[("x", ""); 5000]].concat();
     for (name, block) in [("table", bomb), ("cookies", block(&cookies)), ("small fields", block(&small))] {
-        after_a_flood(name, async |proxy| {
-            let mut app = Peer::app(proxy.address("proxy")).await;
+        after_floods(name, async |address| {
+            let mut app = Peer::app(address).await;
             let pieces: Vec<&[u8]> = block.chunks(16_384).collect();
             for (at, piece) in pieces.iter().enumerate() {
                 let kind = if at == 0 { HEADERS } else { CONTINUATION };
@@ -274,4 +280,32 @@ async fn header_bombs_are_refused_and_never_grow_in_memory() {
         })
         .await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn apps_whose_windows_stay_shut_leave_no_memory_behind() {
+    const STREAMS: u32 = 10;
+    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n{}", "x".repeat(1_000_000));
+    let origin = Origin::answering(answer).await;
+    let policies = "    timeouts: {idle: 500ms}\n    circuit_breaker: off\n    retry: off\n";
+    let child = Child::start(&text(&origin, policies, "")).await;
+    floods("windows that stay shut", &child, async |address| {
+        // Not even the first byte of an answer may go; or all of each may, and the connection's window is what holds them up.
+        for window in [0, 0x7fff_ffff] {
+            let mut app = Peer::app_with(address, &[(INITIAL_WINDOW_SIZE, window)]).await;
+            for n in 0..STREAMS {
+                app.send(get(2 * n + 1)).await;
+            }
+            let mut ended = 0;
+            while ended < STREAMS {
+                match app.next().await {
+                    Some(frame) if frame.kind == RST_STREAM => ended += 1,
+                    Some(frame) if frame.kind == GOAWAY => break,
+                    Some(_) => {}
+                    None => break,
+                }
+            }
+        }
+    })
+    .await;
 }

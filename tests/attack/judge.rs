@@ -44,7 +44,7 @@ pub(crate) fn sent(bytes: &[u8]) -> Sent {
         match request(&bytes[at..]) {
             Read::Whole(request, length) => {
                 at += length;
-                let last = request.is_last();
+                let last = is_last(&request);
                 requests.push(request);
                 if last || at == bytes.len() {
                     break Tail::End;
@@ -57,6 +57,12 @@ pub(crate) fn sent(bytes: &[u8]) -> Sent {
     };
     let head_behind = bytes[at.min(bytes.len())..].starts_with(b"HEAD ");
     Sent { requests, tail, head_behind }
+}
+
+/// Whether the connection ends with it (RFC 9112 section 9.3).
+fn is_last(request: &Request) -> bool {
+    let connection = request.message.list("connection");
+    connection.iter().any(|one| one == "close") || request.http10 && !connection.iter().any(|one| one == "keep-alive")
 }
 
 /// How an exchange came out.
@@ -109,12 +115,12 @@ fn answers(got: &[u8], sent: &Sent, closed: bool) -> (Vec<Answer>, Result<usize,
     let mut at = 0;
     loop {
         let asked = match sent.requests.get(answers.len()) {
-            Some(request) if request.method == "HEAD" => Asked::Head,
+            Some(request) => Asked::by(&request.method),
             // A head that is refused is nobody's method yet; the connection ends behind its answer.
             None if sent.head_behind && !matches!(answer(&got[at..], Asked::Other, false), Read::Whole(..)) => {
                 Asked::Head
             }
-            Some(_) | None => Asked::Other,
+            None => Asked::Other,
         };
         match answer(&got[at..], asked, closed) {
             _ if at == got.len() => return (answers, Ok(0)),

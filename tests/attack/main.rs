@@ -2,6 +2,8 @@
 //! on loopback. What each test shows is cited in `docs/threat-model.md` and `docs/guarantees.md`.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on panics, in its helpers too")]
 
+#[path = "../fuzz/targets/strict.rs"]
+mod strict;
 #[path = "../it/support/mod.rs"]
 mod support;
 
@@ -29,7 +31,6 @@ mod secrets;
 mod silence;
 mod smuggling;
 mod storms;
-mod strict;
 mod trailers;
 mod uploads;
 mod witness;

@@ -12,7 +12,7 @@ use crate::support::{Client, Origin};
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 /// After the storm and before the next: nobody is connected, nothing is in flight.
-async fn is_quiet(child: &Child) {
+pub(crate) async fn is_quiet(child: &Child) {
     child.comes_to("outrigger_downstream_connections", 0.0).await;
     child.comes_to("outrigger_requests_in_flight{upstream=\"up\"}", 0.0).await;
     child.comes_to("outrigger_upstream_connections{state=\"active\",upstream=\"up\"}", 0.0).await;
@@ -20,7 +20,7 @@ async fn is_quiet(child: &Child) {
 }
 
 /// A small storm to warm up, then a large one. Between them and after them all is as it was.
-async fn survives(child: &Child, small: usize, large: usize, storm: impl AsyncFn(&Child, usize)) {
+pub(crate) async fn survives(child: &Child, small: usize, large: usize, storm: impl AsyncFn(&Child, usize)) {
     storm(child, small).await;
     is_quiet(child).await;
     let idle = child.resident();

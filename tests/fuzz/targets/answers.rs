@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use super::frames;
 use super::requests::answered;
 use super::rig::{Caller, End, Rig, script};
-use super::strict::{self, Framing, Message, Read};
+use super::strict::{Answer, Asked, Read, Request, answer, framed_answer, framed_request};
 
 const SETTINGS: &str = r#"
 upstreams:
@@ -121,8 +121,8 @@ pub fn answers2(data: &[u8]) {
     });
 }
 
-async fn ask(app: Caller, question: &str) -> Result<(Message, Vec<u8>, End), String> {
-    let Read::Whole(asked, _) = strict::request(question.as_bytes(), true) else {
+async fn ask(app: Caller, question: &str) -> Result<(Request, Vec<u8>, End), String> {
+    let Read::Whole(asked, _) = framed_request(question.as_bytes()) else {
         return Err("the question is none".to_owned());
     };
     let mut dialogue = app.say(question.as_bytes()).await;
@@ -135,18 +135,18 @@ async fn ask(app: Caller, question: &str) -> Result<(Message, Vec<u8>, End), Str
 }
 
 /// Reads what the app heard. `None`: it is visibly broken.
-fn whole(asked: &Message, heard: &[u8], end: End) -> Result<Option<Message>, String> {
+fn whole(asked: &Request, heard: &[u8], end: End) -> Result<Option<Answer>, String> {
     if heard.is_empty() {
         return Ok(None);
     }
     let mut at = 0;
     loop {
-        match strict::answer(&heard[at..], &asked.first, end == End::Closed) {
-            Read::Whole(answer, length) if answer.status() == 100 => at += length,
+        match answer(&heard[at..], Asked::by(&asked.method), end == End::Closed) {
+            Read::Whole(answer, length) if answer.status == 100 => at += length,
             Read::Whole(answer, length) => {
                 at += length;
                 super::fields::check(&answer)?;
-                if answer.status() == 101 {
+                if answer.status == 101 {
                     return Ok(Some(answer));
                 }
                 if at < heard.len() {
@@ -154,53 +154,52 @@ fn whole(asked: &Message, heard: &[u8], end: End) -> Result<Option<Message>, Str
                 }
                 return Ok(Some(answer));
             }
-            Read::Short => return Ok(None),
+            Read::Part(_) => return Ok(None),
             Read::Bad(why) => return Err(format!("{why} is no HTTP: {:?}", String::from_utf8_lossy(&heard[at..]))),
         }
     }
 }
 
 /// What a careful reader finds in what the upstream said, behind all 1xx.
-fn meant(asked: &Message, said: &[u8]) -> Option<Read<Message>> {
+fn meant(asked: &Request, said: &[u8]) -> Option<Read<Answer>> {
     let mut at = 0;
     loop {
-        match strict::answer(&said[at..], &asked.first, true) {
-            Read::Whole(answer, _) if answer.status() == 101 => return None,
-            Read::Whole(answer, length) if answer.status() < 200 => at += length,
+        match framed_answer(&said[at..], Asked::by(&asked.method), true) {
+            Read::Whole(answer, _) if answer.status == 101 => return None,
+            Read::Whole(answer, length) if answer.status < 200 => at += length,
             read => return Some(read),
         }
     }
 }
 
-fn judge(asked: &Message, said: &[u8], heard: &[u8], end: End) -> Result<(), String> {
-    if asked.second != "/socket" {
+fn judge(asked: &Request, said: &[u8], heard: &[u8], end: End) -> Result<(), String> {
+    if asked.target != "/socket" {
         answered(std::slice::from_ref(asked), heard, End::Reset).or_else(|why| {
             // Nothing of the upstream's says that it answered.
             if why.starts_with("nobody says") || why.starts_with("an answer is cut off") { Ok(0) } else { Err(why) }
         })?;
     }
     let Some(answer) = whole(asked, heard, end)? else { return Ok(()) };
-    let ours = answer.all("proxy-status").any(|value| value.starts_with(b"outrigger; error="));
-    if ours || answer.status() == 101 {
+    let ours = answer.message.all("proxy-status").iter().any(|value| value.starts_with(b"outrigger; error="));
+    if ours || answer.status == 101 {
         return Ok(());
     }
     match meant(asked, said) {
         Some(Read::Whole(meant, _)) => {
-            if meant.status() != answer.status() {
-                return Err(format!("{} became {}", meant.status(), answer.status()));
+            if meant.status != answer.status {
+                return Err(format!("{} became {}", meant.status, answer.status));
             }
-            let bare = asked.first == "HEAD" || matches!(meant.status(), 204 | 304);
-            if !bare && meant.body != answer.body {
+            let bare = asked.method == "HEAD" || matches!(meant.status, 204 | 304);
+            if !bare && meant.message.body != answer.message.body {
                 return Err(format!("{meant:?} became {answer:?}"));
             }
             Ok(())
         }
-        Some(Read::Short) => {
+        Some(Read::Part(_)) => {
             // The head says how much there should be. Without a length or chunks nobody can tell.
-            match strict::answer(said, &asked.first, true) {
-                Read::Short if answer.framing != Framing::None => {
-                    Err(format!("half an answer became a whole one: {answer:?}"))
-                }
+            let bare = asked.method == "HEAD" || matches!(answer.status, 100..200 | 204 | 304);
+            match framed_answer(said, Asked::by(&asked.method), true) {
+                Read::Part(_) if !bare => Err(format!("half an answer became a whole one: {answer:?}")),
                 _ => Ok(()),
             }
         }

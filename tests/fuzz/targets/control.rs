@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use super::requests::upstream;
 use super::rig::{End, Notes, Rig, script};
-use super::strict::{self, Message, Read};
+use super::strict::{Answer, Asked, Read, Request, answer, framed_request};
 
 const UPSTREAMS: &str = r#"
 upstreams:
@@ -32,16 +32,16 @@ pub fn control(data: &[u8]) {
                 while at < dialogue.heard.len() {
                     let rest = &dialogue.heard[at..];
                     // hyper reads what a strict reader doesn't, such as bare line feeds: of that nothing is known.
-                    let Read::Whole(request, length) = strict::request(&data[of..], true) else { return Ok(()) };
+                    let Read::Whole(request, length) = framed_request(&data[of..]) else { return Ok(()) };
                     of += length;
-                    match strict::answer(rest, &request.first, dialogue.end == End::Closed) {
+                    match answer(rest, Asked::by(&request.method), dialogue.end == End::Closed) {
                         Read::Whole(answer, length) => {
                             at += length;
                             judge(&request, &answer, &admin.to_string())?;
                         }
                         // Events go on until somebody ends them.
-                        Read::Short if request.second.ends_with("/api/events") => return Ok(()),
-                        Read::Short | Read::Bad(_) => {
+                        Read::Part(_) if request.target.ends_with("/api/events") => return Ok(()),
+                        Read::Part(_) | Read::Bad(_) => {
                             return Err(format!("this is no answer: {:?}", String::from_utf8_lossy(rest)));
                         }
                     }
@@ -53,13 +53,14 @@ pub fn control(data: &[u8]) {
     });
 }
 
-fn judge(request: &Message, answer: &Message, admin: &str) -> Result<(), String> {
-    if answer.status() >= 300 || answer.status() == 100 {
+fn judge(request: &Request, answer: &Answer, admin: &str) -> Result<(), String> {
+    if answer.status >= 300 || answer.status == 100 {
         return Ok(());
     }
     let served = |why: &str| Err(format!("{why} is served: {request:?}"));
-    let hosts: Vec<_> = request.all("host").map(|host| String::from_utf8_lossy(host).to_ascii_lowercase()).collect();
-    let asked = match request.second.split_once("://") {
+    let hosts: Vec<_> =
+        request.message.all("host").iter().map(|host| String::from_utf8_lossy(host).to_ascii_lowercase()).collect();
+    let asked = match request.target.split_once("://") {
         Some((_, rest)) => rest.split(['/', '?', '#']).next().unwrap_or_default().to_ascii_lowercase(),
         None => hosts.first().cloned().unwrap_or_default(),
     };
@@ -69,8 +70,8 @@ fn judge(request: &Message, answer: &Message, admin: &str) -> Result<(), String>
     if !ours {
         return served("a Host that is not ours");
     }
-    let safe = matches!(&*request.first, "GET" | "HEAD");
-    let foreign = request.all("origin").any(|origin| {
+    let safe = matches!(&*request.method, "GET" | "HEAD");
+    let foreign = request.message.all("origin").iter().any(|origin| {
         let origin = String::from_utf8_lossy(origin).to_ascii_lowercase();
         // The same host and port, however they are written.
         !hosts.iter().any(|host| {
@@ -80,8 +81,8 @@ fn judge(request: &Message, answer: &Message, admin: &str) -> Result<(), String>
                 .contains(host.trim_end_matches(":80").trim_end_matches('.'))
         })
     });
-    let crossed = request.all("sec-fetch-site").any(|site| site != b"same-origin" && site != b"none");
-    match &*request.first {
+    let crossed = request.message.all("sec-fetch-site").iter().any(|site| *site != b"same-origin" && *site != b"none");
+    match &*request.method {
         _ if safe => Ok(()),
         "POST" if !foreign && !crossed => Ok(()),
         "POST" => served(&format!("another page's POST (admin is {admin})")),

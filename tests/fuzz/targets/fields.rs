@@ -1,25 +1,25 @@
 //! A strict reader of `Proxy-Status` (RFC 9209): a list of items with parameters (RFC 8941 section 4.2).
 
-use super::strict::Message;
+use super::strict::Answer;
 
 /// What Outrigger adds to an answer reads as what it is meant to be.
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn check(answer: &Message) -> Result<(), String> {
-    for value in answer.all("proxy-status").filter(|value| value.starts_with(b"outrigger")) {
+pub fn check(answer: &Answer) -> Result<(), String> {
+    for value in answer.message.all("proxy-status").into_iter().filter(|value| value.starts_with(b"outrigger")) {
         let text = std::str::from_utf8(value).map_err(|_| "Proxy-Status is no text")?;
         let keys = item(text).ok_or_else(|| format!("Proxy-Status is no item: {text:?}"))?;
         if !keys.iter().any(|key| key == "error" || key == "received-status") {
             return Err(format!("Proxy-Status says nothing: {text:?}"));
         }
     }
-    let problem = answer.all("content-type").any(|value| value == b"application/problem+json");
-    let ours = answer.all("proxy-status").any(|value| value.starts_with(b"outrigger; error="));
-    if problem && ours && !answer.body.is_empty() {
+    let problem = answer.message.all("content-type").iter().any(|value| *value == b"application/problem+json");
+    let ours = answer.message.all("proxy-status").iter().any(|value| value.starts_with(b"outrigger; error="));
+    if problem && ours && !answer.message.body.is_empty() {
         let problem: serde_json::Value =
-            serde_json::from_slice(&answer.body).map_err(|error| format!("a problem is no JSON: {error}"))?;
-        if problem["status"].as_u64() != Some(u64::from(answer.status())) {
+            serde_json::from_slice(&answer.message.body).map_err(|error| format!("a problem is no JSON: {error}"))?;
+        if problem["status"].as_u64() != Some(u64::from(answer.status)) {
             return Err(format!("a problem has another status than its answer: {problem}"));
         }
     }

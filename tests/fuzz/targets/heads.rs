@@ -2,7 +2,7 @@
 
 use outrigger::proxy::head::{Bounds, Inspector, Verdict};
 
-use super::strict::{self, Read};
+use super::strict::{Read, framed_request};
 
 const BOUNDS: Bounds = Bounds { bytes: 512, fields: 12 };
 /// Each byte is shown alone, so long inputs say nothing new.
@@ -41,16 +41,16 @@ pub fn heads(data: &[u8]) {
     let mut at = 0;
     for end in found {
         // A CONNECT's head is a request without a body, whatever follows it.
-        let Read::Whole(request, length) = strict::request(&data[at..], true) else {
+        let Read::Whole(request, length) = framed_request(&data[at..]) else {
             panic!("{:?} is taken for a request", String::from_utf8_lossy(&data[at..end]));
         };
         assert_eq!(at + length, end, "{request:?} ends elsewhere");
         at = end;
-        if request.first == "CONNECT" {
+        if request.method == "CONNECT" {
             return;
         }
     }
-    if all && let Read::Bad(why) = strict::request(&data[at..], true) {
+    if all && let Read::Bad(why) = framed_request(&data[at..]) {
         panic!("{why} is overlooked in {:?}", String::from_utf8_lossy(&data[at..]));
     }
     for piece in [3, data.len().max(1)] {

@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 
 use super::fields;
 use super::rig::{End, Notes, Rig, script};
-use super::strict::{self, Field, Message, Read};
+use super::strict::{Asked, Field, Read, Request, answer, framed_request, request};
 
 const UPSTREAMS: &str = r#"
 trace: {send: true}
@@ -56,12 +56,16 @@ thread_local! {
 }
 
 /// The upstream: reads strictly, answers each request, and writes down what it read.
-pub async fn upstream(mut stream: TcpStream, notes: Notes<Result<Message, String>>) {
+pub async fn upstream(mut stream: TcpStream, notes: Notes<Result<Request, String>>) {
     let mut held = Vec::new();
     loop {
-        match strict::request(&held, false) {
+        match request(&held) {
+            Read::Whole(request, _) if request.http10 => {
+                notes.add(Err(format!("the upstream was asked in HTTP/1.0: {request:?}")));
+                return;
+            }
             Read::Whole(request, length) => {
-                let answer = if request.first == "HEAD" { BARE } else { ANSWER };
+                let answer = if request.method == "HEAD" { BARE } else { ANSWER };
                 held.drain(..length);
                 notes.add(Ok(request));
                 if stream.write_all(answer).await.is_err() {
@@ -69,7 +73,7 @@ pub async fn upstream(mut stream: TcpStream, notes: Notes<Result<Message, String
                 }
                 continue;
             }
-            Read::Short => {}
+            Read::Part(_) => {}
             Read::Bad(why) => {
                 notes.add(Err(format!("the upstream can't read {why} in {:?}", String::from_utf8_lossy(&held))));
                 return;
@@ -83,19 +87,19 @@ pub async fn upstream(mut stream: TcpStream, notes: Notes<Result<Message, String
 }
 
 /// What a careful reader finds in the app's bytes, and whether it found anything else behind that.
-fn expected(bytes: &[u8]) -> (Vec<Message>, bool) {
+fn expected(bytes: &[u8]) -> (Vec<Request>, bool) {
     let (mut at, mut found) = (0, Vec::new());
     while at < bytes.len() {
-        match strict::request(&bytes[at..], true) {
+        match framed_request(&bytes[at..]) {
             Read::Whole(request, length) => {
                 at += length;
-                let last = request.first == "CONNECT";
+                let last = request.method == "CONNECT";
                 found.push(request);
                 if last {
                     return (found, false);
                 }
             }
-            Read::Short | Read::Bad(_) => return (found, false),
+            Read::Part(_) | Read::Bad(_) => return (found, false),
         }
     }
     (found, true)
@@ -144,7 +148,7 @@ pub fn requests(data: &[u8]) {
 }
 
 /// What the upstream heard is a part of what was asked, in that order.
-fn delivered(asked: &[Message], heard: &[Message], proxy: &str) -> Result<(), String> {
+fn delivered(asked: &[Request], heard: &[Request], proxy: &str) -> Result<(), String> {
     let mut rest = asked.iter();
     for request in heard {
         clean(request)?;
@@ -163,23 +167,23 @@ fn delivered(asked: &[Message], heard: &[Message], proxy: &str) -> Result<(), St
 }
 
 /// Nothing in it concerns another connection.
-pub fn clean(request: &Message) -> Result<(), String> {
+pub fn clean(request: &Request) -> Result<(), String> {
     let bad = |what: &str| Err(format!("{what} reached the upstream: {request:?}"));
-    if request.first == "CONNECT" {
+    if request.method == "CONNECT" {
         return bad("a CONNECT");
     }
-    let asterisk = request.second == "*" && request.first == "OPTIONS";
-    if !request.second.starts_with('/') && !asterisk {
+    let asterisk = request.target == "*" && request.method == "OPTIONS";
+    if !request.target.starts_with('/') && !asterisk {
         return bad("a target that is no path");
     }
-    if request.all("host").count() != 1 {
+    if request.message.all("host").len() != 1 {
         return bad("not one Host");
     }
-    let upgrade = request.all("upgrade").count() > 0;
-    for (name, value) in &request.fields {
+    let upgrade = !request.message.all("upgrade").is_empty();
+    for Field { name, value } in &request.message.fields {
         let right = match &*name.to_ascii_lowercase() {
             "connection" => upgrade && value == b"Upgrade",
-            "upgrade" => request.all("connection").count() == 1,
+            "upgrade" => request.message.all("connection").len() == 1,
             "te" => value == b"trailers",
             "transfer-encoding" => value == b"chunked",
             name => !HOP_BY_HOP.contains(&name),
@@ -192,10 +196,10 @@ pub fn clean(request: &Message) -> Result<(), String> {
 }
 
 /// The host that a request is for, as all would read it.
-fn host(request: &Message) -> Option<String> {
-    let text = match request.second.split_once("://") {
+fn host(request: &Request) -> Option<String> {
+    let text = match request.target.split_once("://") {
         Some((_, rest)) => rest.split(['/', '?', '#']).next()?.to_owned(),
-        None => String::from_utf8(request.all("host").next()?.to_vec()).ok()?,
+        None => String::from_utf8(request.message.all("host").first()?.to_vec()).ok()?,
     };
     let text = text.to_ascii_lowercase();
     let (name, port) = match text.rsplit_once(':') {
@@ -203,16 +207,16 @@ fn host(request: &Message) -> Option<String> {
         None => (text, None),
     };
     let name = name.strip_suffix('.').unwrap_or(&name).to_owned();
-    let secure = request.second.get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://"));
+    let secure = request.target.get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://"));
     Some(match port.filter(|port| *port != if secure { 443 } else { 80 }) {
         Some(port) => format!("{name}:{port}"),
         None => name,
     })
 }
 
-fn path(request: &Message) -> String {
-    let Some((_, rest)) = request.second.split_once("://").filter(|_| !request.second.starts_with('/')) else {
-        return request.second.clone();
+fn path(request: &Request) -> String {
+    let Some((_, rest)) = request.target.split_once("://").filter(|_| !request.target.starts_with('/')) else {
+        return request.target.clone();
     };
     match rest.find(['/', '?']) {
         None => "/".to_owned(),
@@ -222,38 +226,42 @@ fn path(request: &Message) -> String {
 }
 
 /// Whether this is that request as a proxy passes it on.
-fn same(asked: &Message, heard: &Message) -> Result<(), String> {
+fn same(asked: &Request, heard: &Request) -> Result<(), String> {
     let equal = |what: &str, ok: bool| if ok { Ok(()) } else { Err(format!("another {what}")) };
-    equal("method", asked.first == heard.first)?;
-    equal("path", path(asked) == path(heard) || asked.first == "OPTIONS" && path(asked) == "/" && heard.second == "*")?;
+    equal("method", asked.method == heard.method)?;
+    equal(
+        "path",
+        path(asked) == path(heard) || asked.method == "OPTIONS" && path(asked) == "/" && heard.target == "*",
+    )?;
     equal("host", host(asked) == host(heard))?;
-    equal("body", asked.body == heard.body)?;
-    let named = asked.tokens("connection");
+    equal("body", asked.message.body == heard.message.body)?;
+    let named = asked.message.list("connection");
     let gone = |name: &str| {
         let named = named.iter().any(|token| token == name) && !KEPT.contains(&name);
         HOP_BY_HOP.contains(&name) || named
     };
     let framing = ["host", "content-length", "transfer-encoding"];
     let kept = |fields: &[Field]| -> Vec<Field> {
-        let kept = fields.iter().map(|(name, value)| (name.to_ascii_lowercase(), name, value));
-        let kept = kept.filter(|(lower, ..)| !gone(lower) && !framing.contains(&&**lower));
-        let mut kept: Vec<_> = kept.map(|(lower, name, value)| (lower, (name.clone(), value.clone()))).collect();
+        let kept = fields.iter().map(|field| (field.name.to_ascii_lowercase(), field));
+        let kept = kept.filter(|(lower, _)| !gone(lower) && !framing.contains(&&**lower));
+        let mut kept: Vec<_> = kept.map(|(lower, field)| (lower, field.clone())).collect();
         kept.sort_by(|(one, _), (other, _)| one.cmp(other));
         kept.into_iter().map(|(_, field)| field).collect()
     };
-    let (before, mut after) = (kept(&asked.fields), kept(&heard.fields));
-    if asked.all("traceparent").next().is_none() {
+    let (before, mut after) = (kept(&asked.message.fields), kept(&heard.message.fields));
+    if asked.message.all("traceparent").is_empty() {
         // One is made here, and is one by the letter (W3C Trace Context section 3.2).
-        let traced = after.iter().position(|(name, _)| name.eq_ignore_ascii_case("traceparent"));
-        let traced = traced.map(|at| after.remove(at).1).unwrap_or_default();
+        let traced = after.iter().position(|field| field.name.eq_ignore_ascii_case("traceparent"));
+        let traced = traced.map(|at| after.remove(at).value).unwrap_or_default();
         let shape = traced.iter().map(|b| if matches!(b, b'0'..=b'9' | b'a'..=b'f') { b'0' } else { *b });
         let right = b"00-00000000000000000000000000000000-0000000000000000-00";
         equal("trace", shape.eq(right.iter().copied()) && traced.starts_with(b"00-"))?;
     }
     equal(&format!("set of fields, {before:?} {after:?}"), before == after)?;
-    equal("set of trailers", heard.trailers.iter().all(|trailer| asked.trailers.iter().any(|of| of.1 == trailer.1)))?;
-    for (name, _) in &heard.trailers {
-        let name = name.to_ascii_lowercase();
+    let sent = |trailer: &Field| asked.message.trailers.iter().any(|of| of.value == trailer.value);
+    equal("set of trailers", heard.message.trailers.iter().all(sent))?;
+    for trailer in &heard.message.trailers {
+        let name = trailer.name.to_ascii_lowercase();
         let framing = framing.contains(&&*name) || HOP_BY_HOP.contains(&&*name) || KEPT.contains(&&*name);
         equal("trailer", !framing)?;
     }
@@ -261,33 +269,33 @@ fn same(asked: &Message, heard: &Message) -> Result<(), String> {
 }
 
 /// Reads what the app got: answers to its requests in their order, and at most one more for what was none.
-pub fn answered(asked: &[Message], heard: &[u8], end: End) -> Result<usize, String> {
+pub fn answered(asked: &[Request], heard: &[u8], end: End) -> Result<usize, String> {
     let (mut at, mut found) = (0, 0);
     while at < heard.len() {
-        let method = asked.get(found).map(|request| &*request.first);
-        let read = |method| strict::answer(&heard[at..], method, end == End::Closed);
-        let read = match (method, read(method.unwrap_or("GET"))) {
+        let method = asked.get(found).map(|request| Asked::by(&request.method));
+        let read = |method| answer(&heard[at..], method, end == End::Closed);
+        let read = match (method, read(method.unwrap_or(Asked::Other))) {
             // It may be half a HEAD that is answered.
-            (None, Read::Short) => read("HEAD"),
+            (None, Read::Part(_)) => read(Asked::Head),
             (_, read) => read,
         };
         match read {
             Read::Whole(answer, length) => {
                 at += length;
-                if answer.status() == 100 {
+                if answer.status == 100 {
                     continue;
                 }
                 found += 1;
                 fields::check(&answer)?;
-                if answer.all("x-origin").next().is_none() && answer.all("proxy-status").next().is_none() {
+                if answer.message.all("x-origin").is_empty() && answer.message.all("proxy-status").is_empty() {
                     return Err(format!("nobody says who answered: {answer:?}"));
                 }
                 if found > asked.len() + 1 {
                     return Err(format!("there are more answers than requests: {answer:?}"));
                 }
             }
-            Read::Short if end == End::Open => break,
-            Read::Short => return Err(format!("an answer is cut off: {:?}", String::from_utf8_lossy(&heard[at..]))),
+            Read::Part(_) if end == End::Open => break,
+            Read::Part(_) => return Err(format!("an answer is cut off: {:?}", String::from_utf8_lossy(&heard[at..]))),
             Read::Bad(why) => {
                 return Err(format!("{why} of an answer is no HTTP: {:?}", String::from_utf8_lossy(&heard[at..])));
             }

@@ -44,7 +44,8 @@ pub fn streams(data: &[u8]) {
                     for request in heard {
                         let request = request?;
                         clean(&request)?;
-                        let host = request.all("host").next().unwrap_or_default().to_ascii_lowercase();
+                        let host =
+                            request.message.all("host").first().copied().unwrap_or_default().to_ascii_lowercase();
                         let name = host.split(|&b| b == b':').next().unwrap_or_default();
                         let name = name.strip_suffix(b".").unwrap_or(name);
                         if name != b"up.test" && !name.ends_with(b".up.test") {

@@ -51,7 +51,8 @@ pub fn tunnels(data: &[u8]) {
                     for request in notes.take() {
                         let request = request?;
                         clean(&request)?;
-                        let host = request.all("host").next().unwrap_or_default().to_ascii_lowercase();
+                        let host =
+                            request.message.all("host").first().copied().unwrap_or_default().to_ascii_lowercase();
                         let host = host.strip_suffix(b":443").unwrap_or(&host);
                         if host.strip_suffix(b".").unwrap_or(host) != b"up.test" {
                             return Err(format!("a request for {:?} was passed on", String::from_utf8_lossy(host)));
