@@ -3,6 +3,7 @@
 
 mod admin;
 mod bodies;
+mod comparison;
 mod config;
 mod configmap;
 mod dashboard;

@@ -46,8 +46,10 @@ def open_idle(port, n, uri="/bytes/1024"):
 
 
 def percentiles(r, *names):
-    lat = r["latency_us"] or {}
-    return {k + "_us": lat.get(k) for k in names}
+    lat = r["latency_us"]
+    if not lat:
+        raise Broken(f"no request was answered: {r['errors']}")
+    return {k + "_us": lat[k] for k in names}
 
 
 def share(m):
@@ -223,7 +225,7 @@ def reload(run, sc, origin, a):
             took = sorted(once(which) for _ in range(n))
         out.update({f"{key}_ms": took[n // 2], f"{key}_max_ms": took[-1], f"{key}_cpu_ms": m.cpu / n * 1e3})
     r = load(run.port, sc, origin, a.pin_load, a.seconds, a.warmup, rate=sc["rate"])
-    out.update(p50_us=r["latency_us"]["p50"], p99_us=r["latency_us"]["p99"], max_us=r["latency_us"]["max"])
+    out.update(**percentiles(r, "p50", "p99", "max"))
     busy, ended, wrong = [], threading.Event(), []
 
     def again():
@@ -242,9 +244,9 @@ def reload(run, sc, origin, a):
         t.join()
     if wrong:
         raise Broken(f"a reload under load: {wrong[0]}")
-    lat = r["latency_us"]
-    return dict(**out, busy_ms=sorted(busy)[len(busy) // 2] if busy else None, reloads=len(busy), with_p50_us=lat["p50"],
-                with_p99_us=lat["p99"], with_max_us=lat["max"], failed=failed(r))
+    lat = percentiles(r, "p50", "p99", "max")
+    return dict(**out, busy_ms=sorted(busy)[len(busy) // 2] if busy else None, reloads=len(busy), with_p50_us=lat["p50_us"],
+                with_p99_us=lat["p99_us"], with_max_us=lat["max_us"], failed=failed(r))
 
 
 def steady(run, sc, origin, a):
@@ -271,7 +273,7 @@ def steady(run, sc, origin, a):
         raise Broken(str(box["e"]))
     r, parts = box["r"], box["r"]["parts_us"]
     if not all(parts):
-        raise Broken("a quarter without an answer")
+        raise Broken(f"a quarter without an answer: {r['errors']} {r['status']}")
     in_order = lambda values, form: " · ".join(form.format(v) for v in values)
     return dict(rss_by_quarter=in_order(marks, "{:.1f}"), p50_by_quarter=in_order((x["p50"] for x in parts), "{:,.0f}"),
                 p99_by_quarter=in_order((x["p99"] for x in parts), "{:,.0f}"), rss_growth=marks[3] / marks[0] if marks[0] else None,

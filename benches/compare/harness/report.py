@@ -74,6 +74,9 @@ class Journal:
             if differs:
                 raise Broken(f"{path} was measured otherwise ({', '.join(differs)}): give the same options, or another --out")
             self.results = [r for r in read[1:] if "error" not in r]
+        elif self.path.exists():
+            # Whoever forgot --resume has not lost hours.
+            self.path.replace(self.path.with_name(self.path.name + ".old"))
         self.path.write_text("".join(json.dumps(x) + "\n" for x in [{"meta": meta}, *self.results]))
         self.done = {(r["scenario"], r["round"], r["peer"]) for r in self.results}
 
