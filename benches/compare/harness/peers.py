@@ -107,14 +107,15 @@ class Running:
         uri = f"http://127.0.0.1:{origin.http}/bytes/1" if asked else "/bytes/1"
         host = f"127.0.0.1:{origin.http}" if asked else HOST
         want = (lambda s: s >= 500) if mode == "dead" else (lambda s: s == 200)
-        limit = ready or peer.ready
+        limit, alive = ready or peer.ready, lambda: self.p.poll() is None
         try:
-            self.startup = wait_http(self.port, uri, host, limit, want) if ask else wait_connect(self.port, limit)
+            self.startup = wait_http(self.port, uri, host, limit, want, alive) if ask else wait_connect(self.port, limit, alive)
         except Broken as e:
             rc = self.p.poll()
             self.stop(keep=True)
-            tail = (self.dir / "log").read_bytes()[-1500:].decode(errors="replace")
-            raise Broken(f"{e}; exit status {rc}; log tail:\n{tail}") from None
+            said = (self.dir / "log").read_bytes()[-1500:].decode(errors="replace").strip()
+            what = str(e) if rc is None else f"it ended by itself with exit status {rc}"
+            raise Broken(f"{what}; the end of its log: {' | '.join(said.splitlines()[-8:]) or 'empty'}") from None
 
     def write(self, **counts):
         """The configuration, whole at once, as a reload wants it."""

@@ -93,10 +93,10 @@ def http_get(port, uri, host, timeout=2.0):
     return (int(m.group(1)) if m else 0), body
 
 
-def wait_connect(port, limit):
+def wait_connect(port, limit, alive=lambda: True):
     """Until the port is open, without a request."""
     t0 = time.monotonic()
-    while time.monotonic() - t0 < limit:
+    while time.monotonic() - t0 < limit and alive():
         try:
             socket.create_connection(("127.0.0.1", port), 1.0).close()
             return time.monotonic() - t0
@@ -105,10 +105,10 @@ def wait_connect(port, limit):
     raise Broken(f"nothing listens within {limit} s")
 
 
-def wait_http(port, uri, host, limit, want=lambda s: s == 200):
+def wait_http(port, uri, host, limit, want=lambda s: s == 200, alive=lambda: True):
     t0 = time.monotonic()
     last = None
-    while time.monotonic() - t0 < limit:
+    while time.monotonic() - t0 < limit and alive():
         try:
             last = http_get(port, uri, host, 1.0)[0]
             if want(last):
