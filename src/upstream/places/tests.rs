@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::config::HttpVersion;
 use crate::error::ConnectFailure;
+use crate::origin::Scheme;
 
 #[derive(Clone, Debug)]
 struct Fake(Rc<FakeState>);
