@@ -215,7 +215,7 @@ fn host(request: &Request) -> Option<String> {
 }
 
 /// What follows the scheme, where the target is a URL. A path may have one inside.
-fn url(request: &Request) -> Option<&str> {
+pub fn url(request: &Request) -> Option<&str> {
     let (_, rest) = request.target.split_once("://").filter(|_| !request.target.starts_with('/'))?;
     Some(rest)
 }
