@@ -201,14 +201,14 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
     }
 
     /// Gets in line. The ticket is for [`Places::leave`].
-    pub(super) fn wait(&mut self, key: &Arc<Key>, want: Want, who: W, now: Instant, fx: &mut Effects<S, M, W>) -> u64 {
+    pub(super) fn wait(&mut self, key: &Arc<Key>, want: Want, who: W, fx: &mut Effects<S, M, W>) -> u64 {
         let Want { speaks, fresh, limit } = want;
         self.tickets += 1;
         let ticket = self.tickets;
         self.waiting += 1;
         let lane = self.lanes.entry(key.clone()).or_insert_with(|| Lane::new(speaks));
         lane.waiting.push_back(Waiting { ticket, fresh, limit, told: false, who });
-        self.plan(now, fx);
+        self.plan(fx);
         self.tidy(key, fx);
         ticket
     }
@@ -224,7 +224,7 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
     }
 
     /// Starts dials for those who wait and can't count on one, oldest first, as far as there are places.
-    fn plan(&mut self, now: Instant, fx: &mut Effects<S, M, W>) {
+    fn plan(&mut self, fx: &mut Effects<S, M, W>) {
         while self.waiting > 0 {
             let oldest = self
                 .lanes
@@ -243,7 +243,6 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
             self.tidy(&key, fx);
             fx.dials.push((key, limit));
         }
-        let _ = now;
     }
 
     /// Closes the least recently used idle connection of all lanes; false where none is idle.
@@ -310,7 +309,7 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
         } else {
             self.rest(key, Idle { link, since: now, expires, used: false }, fx);
         }
-        self.plan(now, fx);
+        self.plan(fx);
         self.tidy(key, fx);
     }
 
@@ -342,13 +341,13 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
         lane.shared.push(member);
         self.serve(key, now, fx);
         self.trim(fx);
-        self.plan(now, fx);
+        self.plan(fx);
         self.tidy(key, fx);
         id
     }
 
     /// A dial failed. Its error goes to those who can't count on another one.
-    pub(super) fn dial_failed(&mut self, key: &Arc<Key>, error: &Error, now: Instant, fx: &mut Effects<S, M, W>) {
+    pub(super) fn dial_failed(&mut self, key: &Arc<Key>, error: &Error, fx: &mut Effects<S, M, W>) {
         self.open -= 1;
         if let Some(lane) = self.lanes.get_mut(key) {
             let covered_before = lane.covered();
@@ -362,7 +361,7 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
                 }
             }
         }
-        self.plan(now, fx);
+        self.plan(fx);
         self.tidy(key, fx);
     }
 
@@ -377,7 +376,7 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
     ) {
         if self.retired || link.is_closed() || is_over(expires, now) {
             fx.solos.push(link);
-            self.closed(key, now, fx);
+            self.closed(key, fx);
             return;
         }
         let Some(lane) = self.lanes.get_mut(key) else { return };
@@ -395,7 +394,7 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
             // Somebody in another lane has waited longer for a place: it is theirs.
             self.open -= 1;
             fx.solos.push(link);
-            self.plan(now, fx);
+            self.plan(fx);
             self.tidy(key, fx);
             return;
         }
@@ -410,18 +409,18 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
             }
             None => {
                 self.rest(key, Idle { link, since: now, expires, used: true }, fx);
-                self.plan(now, fx);
+                self.plan(fx);
             }
         }
     }
 
     /// A request's connection is closed.
-    pub(super) fn closed(&mut self, key: &Arc<Key>, now: Instant, fx: &mut Effects<S, M, W>) {
+    pub(super) fn closed(&mut self, key: &Arc<Key>, fx: &mut Effects<S, M, W>) {
         if let Some(lane) = self.lanes.get_mut(key) {
             lane.busy -= 1;
             self.open -= 1;
         }
-        self.plan(now, fx);
+        self.plan(fx);
         self.tidy(key, fx);
     }
 
@@ -449,12 +448,12 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
         }
         self.serve(key, now, fx);
         self.trim(fx);
-        self.plan(now, fx);
+        self.plan(fx);
         self.tidy(key, fx);
     }
 
     /// Connections that were closed while they were idle are taken out.
-    pub(super) fn reap(&mut self, key: &Arc<Key>, now: Instant, fx: &mut Effects<S, M, W>) {
+    pub(super) fn reap(&mut self, key: &Arc<Key>, fx: &mut Effects<S, M, W>) {
         if let Some(lane) = self.lanes.get_mut(key) {
             let mut at = 0;
             while at < lane.idle.len() {
@@ -467,7 +466,7 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
                 }
             }
         }
-        self.plan(now, fx);
+        self.plan(fx);
         self.tidy(key, fx);
     }
 
@@ -501,15 +500,15 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
             }
             self.tidy(&key, fx);
         }
-        self.plan(now, fx);
+        self.plan(fx);
         next
     }
 
     /// A newer pool has taken over: idle ones are closed now, the others when their request is over.
-    pub(super) fn retire(&mut self, now: Instant, fx: &mut Effects<S, M, W>) {
+    pub(super) fn retire(&mut self, fx: &mut Effects<S, M, W>) {
         self.retired = true;
         while self.evict(fx) {}
-        self.plan(now, fx);
+        self.plan(fx);
     }
 
     /// Whether anything idles, so that somebody must sweep.
