@@ -33,7 +33,7 @@ pub enum Limit {
     ReplayMemory,
     /// The 10,000 buckets of `rate_limit.key`: the one used longest ago was forgotten.
     KeyedBuckets,
-    /// The process has no file descriptors left.
+    /// The process has no file descriptors left but those that are kept back.
     Descriptors,
     /// The 256 look-ups of names at once.
     Lookups,

@@ -5,18 +5,21 @@
 //! that finds no connection waits in its lane (the connections to one origin), and all lanes wait for places in the order in
 //! which their requests came.
 
+mod lane;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use tokio::time::Instant;
 
+use self::lane::{Idle, Lane, Member, Waiting, is_over};
+pub(super) use self::lane::{Multi, Solo, Speaks, first_guess};
 use crate::error::Error;
-use crate::origin::{Host, Origin, Scheme};
+use crate::origin::{Host, Origin};
 
 /// Which connections can stand in for each other.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -27,22 +30,6 @@ pub(super) struct Key {
     pub(super) server: Host,
     /// HTTP/1.1 only, for an Upgrade.
     pub(super) http1: bool,
-}
-
-/// A connection that carries one request at a time.
-pub(super) trait Solo {
-    /// It is closed, or about to be.
-    fn is_closed(&self) -> bool;
-}
-
-/// A connection that carries many.
-pub(super) trait Multi: Clone {
-    /// It takes no new streams.
-    fn is_closed(&self) -> bool;
-    /// How many streams it takes at once.
-    fn room(&self) -> usize;
-    /// Whether `room` is known already.
-    fn is_settled(&self) -> bool;
 }
 
 /// The settings that matter here.
@@ -56,17 +43,6 @@ pub(super) struct Limits {
     pub(super) idle_timeout: Option<Duration>,
     /// Whether lanes outlive their connections: there are few, and what they speak is worth remembering.
     pub(super) keep_lanes: bool,
-}
-
-/// What a lane speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Speaks {
-    /// Not known yet, and HTTP/2 is possible: one dial at a time, until it is known.
-    Unknown,
-    /// A connection for each request.
-    Http1,
-    /// Shared connections.
-    Http2,
 }
 
 /// A connection for a request.
@@ -132,43 +108,6 @@ pub(super) struct Want {
     pub(super) limit: Option<Duration>,
 }
 
-struct Idle<S> {
-    link: S,
-    since: Instant,
-    expires: Option<Instant>,
-    used: bool,
-}
-
-struct Member<M> {
-    id: u64,
-    link: M,
-    streams: usize,
-    used: bool,
-    idle_since: Instant,
-    expires: Option<Instant>,
-}
-
-struct Waiting<W> {
-    ticket: u64,
-    fresh: bool,
-    limit: Option<Duration>,
-    told: bool,
-    who: W,
-}
-
-struct Lane<S, M, W> {
-    speaks: Speaks,
-    /// Least recently used first.
-    idle: VecDeque<Idle<S>>,
-    shared: Vec<Member<M>>,
-    waiting: VecDeque<Waiting<W>>,
-    dials: usize,
-    /// Solo connections that carry a request.
-    busy: usize,
-    /// Streams of an HTTP/2 connection here, as last seen.
-    room: usize,
-}
-
 /// How many connections there are, by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Census {
@@ -190,47 +129,6 @@ pub(super) struct Places<S, M, W> {
     tickets: u64,
     members: u64,
     retired: bool,
-}
-
-fn is_over(expires: Option<Instant>, now: Instant) -> bool {
-    expires.is_some_and(|expires| now >= expires)
-}
-
-impl<S: Solo, M: Multi, W: Clone> Lane<S, M, W> {
-    fn new(speaks: Speaks) -> Self {
-        Lane {
-            speaks,
-            idle: VecDeque::new(),
-            shared: Vec::new(),
-            waiting: VecDeque::new(),
-            dials: 0,
-            busy: 0,
-            room: 100,
-        }
-    }
-
-    /// How many of those who wait can count on a connection that is being made.
-    fn covered(&self) -> usize {
-        let unsettled = self.shared.iter().any(|member| !member.link.is_settled() && !member.link.is_closed());
-        let each = match self.speaks {
-            Speaks::Unknown => usize::MAX,
-            Speaks::Http1 => 1,
-            Speaks::Http2 => self.room.max(1),
-        };
-        if unsettled && self.waiting.iter().all(|waiting| !waiting.fresh) {
-            return usize::MAX;
-        }
-        self.dials.saturating_mul(each)
-    }
-
-    /// The first of those who can't.
-    fn blocked(&self) -> Option<&Waiting<W>> {
-        self.waiting.get(self.covered())
-    }
-
-    fn is_empty(&self) -> bool {
-        self.idle.is_empty() && self.shared.is_empty() && self.waiting.is_empty() && self.dials == 0 && self.busy == 0
-    }
 }
 
 impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
@@ -303,14 +201,14 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
     }
 
     /// Gets in line. The ticket is for [`Places::leave`].
-    pub(super) fn wait(&mut self, key: &Arc<Key>, want: Want, who: W, now: Instant, fx: &mut Effects<S, M, W>) -> u64 {
+    pub(super) fn wait(&mut self, key: &Arc<Key>, want: Want, who: W, fx: &mut Effects<S, M, W>) -> u64 {
         let Want { speaks, fresh, limit } = want;
         self.tickets += 1;
         let ticket = self.tickets;
         self.waiting += 1;
         let lane = self.lanes.entry(key.clone()).or_insert_with(|| Lane::new(speaks));
         lane.waiting.push_back(Waiting { ticket, fresh, limit, told: false, who });
-        self.plan(now, fx);
+        self.plan(fx);
         self.tidy(key, fx);
         ticket
     }
@@ -326,7 +224,7 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
     }
 
     /// Starts dials for those who wait and can't count on one, oldest first, as far as there are places.
-    fn plan(&mut self, now: Instant, fx: &mut Effects<S, M, W>) {
+    fn plan(&mut self, fx: &mut Effects<S, M, W>) {
         while self.waiting > 0 {
             let oldest = self
                 .lanes
@@ -345,7 +243,6 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
             self.tidy(&key, fx);
             fx.dials.push((key, limit));
         }
-        let _ = now;
     }
 
     /// Closes the least recently used idle connection of all lanes; false where none is idle.
@@ -412,7 +309,7 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
         } else {
             self.rest(key, Idle { link, since: now, expires, used: false }, fx);
         }
-        self.plan(now, fx);
+        self.plan(fx);
         self.tidy(key, fx);
     }
 
@@ -444,13 +341,13 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
         lane.shared.push(member);
         self.serve(key, now, fx);
         self.trim(fx);
-        self.plan(now, fx);
+        self.plan(fx);
         self.tidy(key, fx);
         id
     }
 
     /// A dial failed. Its error goes to those who can't count on another one.
-    pub(super) fn dial_failed(&mut self, key: &Arc<Key>, error: &Error, now: Instant, fx: &mut Effects<S, M, W>) {
+    pub(super) fn dial_failed(&mut self, key: &Arc<Key>, error: &Error, fx: &mut Effects<S, M, W>) {
         self.open -= 1;
         if let Some(lane) = self.lanes.get_mut(key) {
             let covered_before = lane.covered();
@@ -464,7 +361,7 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
                 }
             }
         }
-        self.plan(now, fx);
+        self.plan(fx);
         self.tidy(key, fx);
     }
 
@@ -479,7 +376,7 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
     ) {
         if self.retired || link.is_closed() || is_over(expires, now) {
             fx.solos.push(link);
-            self.closed(key, now, fx);
+            self.closed(key, fx);
             return;
         }
         let Some(lane) = self.lanes.get_mut(key) else { return };
@@ -497,7 +394,7 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
             // Somebody in another lane has waited longer for a place: it is theirs.
             self.open -= 1;
             fx.solos.push(link);
-            self.plan(now, fx);
+            self.plan(fx);
             self.tidy(key, fx);
             return;
         }
@@ -512,18 +409,18 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
             }
             None => {
                 self.rest(key, Idle { link, since: now, expires, used: true }, fx);
-                self.plan(now, fx);
+                self.plan(fx);
             }
         }
     }
 
     /// A request's connection is closed.
-    pub(super) fn closed(&mut self, key: &Arc<Key>, now: Instant, fx: &mut Effects<S, M, W>) {
+    pub(super) fn closed(&mut self, key: &Arc<Key>, fx: &mut Effects<S, M, W>) {
         if let Some(lane) = self.lanes.get_mut(key) {
             lane.busy -= 1;
             self.open -= 1;
         }
-        self.plan(now, fx);
+        self.plan(fx);
         self.tidy(key, fx);
     }
 
@@ -551,12 +448,12 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
         }
         self.serve(key, now, fx);
         self.trim(fx);
-        self.plan(now, fx);
+        self.plan(fx);
         self.tidy(key, fx);
     }
 
     /// Connections that were closed while they were idle are taken out.
-    pub(super) fn reap(&mut self, key: &Arc<Key>, now: Instant, fx: &mut Effects<S, M, W>) {
+    pub(super) fn reap(&mut self, key: &Arc<Key>, fx: &mut Effects<S, M, W>) {
         if let Some(lane) = self.lanes.get_mut(key) {
             let mut at = 0;
             while at < lane.idle.len() {
@@ -569,7 +466,7 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
                 }
             }
         }
-        self.plan(now, fx);
+        self.plan(fx);
         self.tidy(key, fx);
     }
 
@@ -603,15 +500,15 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
             }
             self.tidy(&key, fx);
         }
-        self.plan(now, fx);
+        self.plan(fx);
         next
     }
 
     /// A newer pool has taken over: idle ones are closed now, the others when their request is over.
-    pub(super) fn retire(&mut self, now: Instant, fx: &mut Effects<S, M, W>) {
+    pub(super) fn retire(&mut self, fx: &mut Effects<S, M, W>) {
         self.retired = true;
         while self.evict(fx) {}
-        self.plan(now, fx);
+        self.plan(fx);
     }
 
     /// Whether anything idles, so that somebody must sweep.
@@ -666,19 +563,5 @@ impl<S: Solo, M: Multi, W: Clone> Places<S, M, W> {
         if !self.limits.keep_lanes && lane.is_empty() {
             self.lanes.remove(key);
         }
-    }
-}
-
-/// Whether HTTP/2 is possible there, before anything is known.
-pub(super) fn first_guess(key: &Key, http: crate::config::HttpVersion) -> Speaks {
-    use crate::config::HttpVersion;
-    match http {
-        _ if key.http1 => Speaks::Http1,
-        HttpVersion::Http1 => Speaks::Http1,
-        HttpVersion::Http2 => Speaks::Http2,
-        HttpVersion::Auto => match key.origin.scheme {
-            Scheme::Http => Speaks::Http1,
-            Scheme::Https => Speaks::Unknown,
-        },
     }
 }

@@ -118,7 +118,7 @@ impl Pool {
 
     /// Closes idle connections now, others after their request.
     pub(super) fn retire(self: &Arc<Pool>) {
-        self.act(|places, now, fx| places.retire(now, fx));
+        self.act(|places, _, fx| places.retire(fx));
     }
 
     /// A connection for a request: a free one, else a new one or whichever becomes free first.
@@ -144,7 +144,7 @@ impl Pool {
                         fresh,
                         limit: attempt.connect_timeout,
                     };
-                    let ticket = state.places.wait(key, want, waiter.clone(), now, &mut fx);
+                    let ticket = state.places.wait(key, want, waiter.clone(), &mut fx);
                     drop(state);
                     let in_line = InLine {
                         pool: self.clone(),
@@ -257,7 +257,7 @@ impl Pool {
             let changed = move || with(&pool, |pool| pool.act(|places, now, fx| places.shared_changed(&lane, now, fx)));
             Ok(Link::Multi(Http2::start(stream, self.limits, changed).await.map_err(broken)?))
         } else {
-            let ended = move || with(&pool, |pool| pool.act(|places, now, fx| places.reap(&lane, now, fx)));
+            let ended = move || with(&pool, |pool| pool.act(|places, _, fx| places.reap(&lane, fx)));
             Ok(Link::Solo(Http1::start(stream, self.limits, ended).await.map_err(broken)?))
         }
     }
@@ -309,7 +309,7 @@ impl Dial {
                 if let Error::Connect { failure, detail } = &error {
                     pool.report.connect_failed(*failure, detail);
                 }
-                pool.act(|places, now, fx| places.dial_failed(key, &error, now, fx));
+                pool.act(|places, _, fx| places.dial_failed(key, &error, fx));
             }
         }
     }
@@ -319,7 +319,7 @@ impl Drop for Dial {
     fn drop(&mut self) {
         if !self.done {
             // A bug of ours, or the end of the process: the place must not be lost.
-            self.pool.act(|places, now, fx| places.dial_failed(&self.key, &Error::Panic, now, fx));
+            self.pool.act(|places, _, fx| places.dial_failed(&self.key, &Error::Panic, fx));
         }
     }
 }
@@ -494,7 +494,7 @@ impl Drop for Lease {
         match self.held.take() {
             Some(Held::Solo { link, .. }) => {
                 link.kill();
-                self.pool.act(|places, now, fx| places.closed(&self.key, now, fx));
+                self.pool.act(|places, _, fx| places.closed(&self.key, fx));
             }
             Some(Held::Stream { id, link }) => {
                 drop(link);

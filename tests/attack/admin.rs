@@ -5,7 +5,7 @@ use std::io::Write;
 use crate::support::{Client, Origin, Proxy, eventually};
 
 /// Everything that shows or changes something.
-const READS: &[&str] = &[
+pub(crate) const READS: &[&str] = &[
     "/config",
     "/api",
     "/api/upstreams",

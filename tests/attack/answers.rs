@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use crate::corpus;
 use crate::strict::{Answer, Asked, Read, answer};
+use crate::support::origin::Conn;
 use crate::support::{Client, Origin, PATIENCE, Proxy};
 
 const POLICIES: &str = "    retry: off\n    circuit_breaker: off\n    timeouts: {attempt: 2s, idle: 2s}\n";
@@ -135,16 +136,20 @@ async fn an_app_gets_one_answer_or_sees_that_it_is_broken_and_the_next_answer_is
     assert!(failed.is_empty(), "{} failed\n{}", failed.len(), failed.join("\n"));
 }
 
+/// Agrees to switch, and says back so many bytes of the other protocol.
+async fn switch(mut conn: Conn, fields: &str, bytes: usize) {
+    conn.send(format!("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n{fields}\r\n")).await;
+    let said = conn.take(bytes).await.unwrap();
+    conn.send(&said).await;
+    conn.closed().await;
+}
+
 /// The 101 that an app asked for has no body, whatever its head says: what follows it is the other protocol.
 #[tokio::test]
 async fn a_switch_with_a_length_is_passed_on_without_it() {
     let origin = Origin::scripted(|mut conn| async move {
         conn.request().await.unwrap();
-        conn.send("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\nContent-Length: 2\r\n\r\n")
-            .await;
-        let said = conn.take(4).await.unwrap();
-        conn.send(&said).await;
-        conn.closed().await;
+        switch(conn, "Content-Length: 2\r\n", 4).await;
     })
     .await;
     let proxy = Proxy::for_origin(&origin, POLICIES).await;
@@ -170,12 +175,9 @@ async fn what_comes_before_the_switch_is_agreed_on_arrives_as_it_was_sent() {
             async move {
                 conn.request().await.unwrap();
                 asked.send(()).await.unwrap();
-                // The app's early words are in the proxy by then.
+                // The app's early words are in the proxy by then, which nothing shows outside of it.
                 tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-                conn.send("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n").await;
-                let said = conn.take(early.len() + 4).await.unwrap();
-                conn.send(&said).await;
-                conn.closed().await;
+                switch(conn, "", early.len() + 4).await;
             }
         })
         .await;
@@ -289,6 +291,7 @@ async fn an_answer_that_comes_on_an_idle_connection_is_nobodys() {
                 ))
                 .await;
                 if first {
+                    // The connection is back in the pool by then.
                     tokio::time::sleep(std::time::Duration::from_millis(50)).await;
                     let _ = conn.try_send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil").await;
                     said.send(()).await.unwrap();

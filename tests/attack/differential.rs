@@ -100,6 +100,28 @@ enum Body {
     Chunks(Vec<Vec<u8>>, bool),
 }
 
+impl Body {
+    /// Says among the fields of a head how it is framed. What follows the head.
+    fn framed(self, fields: &mut Vec<String>, at: prop::sample::Index) -> Vec<u8> {
+        match self {
+            Body::None => Vec::new(),
+            Body::Length(bytes) => {
+                fields.insert(at.index(fields.len()), line("Content-Length", bytes.len()));
+                bytes
+            }
+            Body::Chunks(chunks, trailer) => {
+                fields.insert(at.index(fields.len()), line("Transfer-Encoding", "chunked"));
+                let mut bytes = Vec::new();
+                for chunk in &chunks {
+                    bytes.extend(format!("{:x}\r\n", chunk.len()).bytes().chain(chunk.iter().copied()).chain(*b"\r\n"));
+                }
+                bytes.extend(if trailer { &b"0\r\nX-T: 1\r\n\r\n"[..] } else { b"0\r\n\r\n" });
+                bytes
+            }
+        }
+    }
+}
+
 fn body() -> impl Strategy<Value = Body> {
     // What is in a body may look like a request, or the end of one.
     let bytes = prop_oneof![
@@ -126,23 +148,7 @@ fn request() -> impl Strategy<Value = Vec<u8>> {
     (method, target, version, proptest::collection::vec(field(), 0..4), body(), any::<prop::sample::Index>()).prop_map(
         |(method, target, version, mut fields, body, at)| {
             fields.push(line("Host", "up.test"));
-            let mut rest = Vec::new();
-            match body {
-                Body::None => {}
-                Body::Length(bytes) => {
-                    fields.insert(at.index(fields.len()), line("Content-Length", bytes.len()));
-                    rest = bytes;
-                }
-                Body::Chunks(chunks, trailer) => {
-                    fields.insert(at.index(fields.len()), line("Transfer-Encoding", "chunked"));
-                    for chunk in &chunks {
-                        rest.extend(
-                            format!("{:x}\r\n", chunk.len()).bytes().chain(chunk.iter().copied()).chain(*b"\r\n"),
-                        );
-                    }
-                    rest.extend(if trailer { &b"0\r\nX-T: 1\r\n\r\n"[..] } else { b"0\r\n\r\n" });
-                }
-            }
+            let rest = body.framed(&mut fields, at);
             [format!("{method} {target} HTTP/{version}\r\n{}\r\n", fields.concat()).into_bytes(), rest].concat()
         },
     )
@@ -249,24 +255,11 @@ fn lie() -> impl Strategy<Value = (Vec<u8>, bool)> {
         any::<bool>(),
     )
         .prop_map(|(status, version, mut fields, body, at, more)| {
-            let mut rest = Vec::new();
-            fields.push("X-Last: 1\r\n".to_owned());
-            match body {
-                Body::None => fields.insert(0, line("Content-Length", 0)),
-                Body::Length(bytes) => {
-                    fields.insert(at.index(fields.len()), line("Content-Length", bytes.len()));
-                    rest = bytes;
-                }
-                Body::Chunks(chunks, trailer) => {
-                    fields.insert(at.index(fields.len()), line("Transfer-Encoding", "chunked"));
-                    for chunk in &chunks {
-                        rest.extend(
-                            format!("{:x}\r\n", chunk.len()).bytes().chain(chunk.iter().copied()).chain(*b"\r\n"),
-                        );
-                    }
-                    rest.extend(if trailer { &b"0\r\nX-T: 1\r\n\r\n"[..] } else { b"0\r\n\r\n" });
-                }
+            if let Body::None = body {
+                fields.insert(0, line("Content-Length", 0));
             }
+            fields.push("X-Last: 1\r\n".to_owned());
+            let mut rest = body.framed(&mut fields, at);
             if more {
                 rest.extend(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil");
             }

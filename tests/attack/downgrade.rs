@@ -81,9 +81,22 @@ fn on_stream_1(fields: &Fields<'_>) -> Vec<u8> {
     frame(HEADERS, END_STREAM | END_HEADERS, 1, block(fields))
 }
 
+/// Heads that are refused, and of which nothing reaches the upstream.
+async fn are_refused<'a>(cases: impl IntoIterator<Item = (impl std::fmt::Display, Fields<'a>)>) {
+    let rig = Rig::start().await;
+    let mut failed = Vec::new();
+    for (name, fields) in cases {
+        match send(&rig, &on_stream_1(&fields)).await {
+            (Said::Reset | Said::Goaway | Said::Status(400), seen) if seen.is_empty() => {}
+            other => failed.push(format!("{name}: {other:?}")),
+        }
+    }
+    assert!(failed.is_empty(), "{} failed\n{}", failed.len(), failed.join("\n"));
+    rig.finish(0).await;
+}
+
 #[tokio::test]
 async fn no_byte_of_an_http2_field_begins_a_line_a_field_or_a_request_of_http1() {
-    let rig = Rig::start().await;
     let mut cases: Vec<(String, Fields<'_>)> = Vec::new();
     let values: [&[u8]; 14] = [
         b"a\r\nX: y",
@@ -175,22 +188,12 @@ async fn no_byte_of_an_http2_field_begins_a_line_a_field_or_a_request_of_http1()
         let shown = String::from_utf8_lossy(value);
         cases.push((format!("{} {shown:?}", String::from_utf8_lossy(name)), instead(name, value)));
     }
-    let mut failed = Vec::new();
-    for (name, fields) in cases {
-        match send(&rig, &on_stream_1(&fields)).await {
-            (Said::Reset | Said::Goaway | Said::Status(400), seen) if seen.is_empty() => {}
-            other => failed.push(format!("{name}: {other:?}")),
-        }
-    }
-    assert!(failed.is_empty(), "{} failed\n{}", failed.len(), failed.join("\n"));
-    rig.finish(0).await;
+    are_refused(cases).await;
 }
 
 #[tokio::test]
 async fn what_http2_forbids_is_refused_and_never_translated() {
-    let rig = Rig::start().await;
-    let mut failed = Vec::new();
-    for (name, fields) in [
+    are_refused([
         ("connection", with(b"connection", b"close")),
         ("connection that names", with(b"connection", b"authorization")),
         ("keep-alive", with(b"keep-alive", b"timeout=5")),
@@ -235,14 +238,8 @@ async fn what_http2_forbids_is_refused_and_never_translated() {
         ("a hexadecimal length", with(b"content-length", b"0x0")),
         ("an empty length", with(b"content-length", b"")),
         ("a huge length", with(b"content-length", b"18446744073709551616")),
-    ] {
-        match send(&rig, &on_stream_1(&fields)).await {
-            (Said::Reset | Said::Goaway | Said::Status(400), seen) if seen.is_empty() => {}
-            other => failed.push(format!("{name}: {other:?}")),
-        }
-    }
-    assert!(failed.is_empty(), "{} failed\n{}", failed.len(), failed.join("\n"));
-    rig.finish(0).await;
+    ])
+    .await;
 }
 
 #[tokio::test]

@@ -1,7 +1,5 @@
 //! HTTP/2 by hand: frames of any shape, header blocks without a table, and a peer that reads what comes back.
 
-#![allow(dead_code, reason = "each attack uses its part")]
-
 use std::net::SocketAddr;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
@@ -33,7 +31,6 @@ pub(crate) const END_HEADERS: u8 = 4;
 pub(crate) const NO_ERROR: u32 = 0;
 pub(crate) const PROTOCOL_ERROR: u32 = 1;
 pub(crate) const INTERNAL_ERROR: u32 = 2;
-pub(crate) const FLOW_CONTROL_ERROR: u32 = 3;
 pub(crate) const REFUSED_STREAM: u32 = 7;
 pub(crate) const CANCEL: u32 = 8;
 pub(crate) const ENHANCE_YOUR_CALM: u32 = 11;

@@ -67,6 +67,7 @@ async fn answers_that_an_app_leaves_untaken_end_its_connection_once_nothing_else
         while let Some(seen) = conn.request().await {
             if seen.line().contains("/long") {
                 conn.send("HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n").await;
+                // Longer than `idle` in all, and never silent for so long.
                 for _ in 0..20 {
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     conn.send("x".repeat(50)).await;
@@ -146,7 +147,7 @@ async fn a_head_without_its_end_is_ended_by_header_timeout() {
     let metrics = proxy.metrics().await;
     assert!(!metrics.contains("outrigger_limit_refused_total{limit=\"header_timeout\"} 0\n"), "{metrics}");
     assert!(origin.seen().is_empty());
-    // An idle connection is not timed.
+    // An idle connection is not timed: it lives on after more than the time of a head.
     let mut app = Peer::app(proxy.address("proxy")).await;
     tokio::time::sleep(Duration::from_millis(1000)).await;
     app.send(get(1)).await;
@@ -480,6 +481,7 @@ async fn apps_that_wait_for_ever_cost_no_processor_time() {
         let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
         fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
     };
+    // What is asked is what a second costs.
     let before = spent();
     tokio::time::sleep(Duration::from_secs(1)).await;
     let spent = spent() - before;

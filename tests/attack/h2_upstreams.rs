@@ -50,6 +50,15 @@ fn ok(stream: u32) -> Vec<u8> {
     [headers(stream, 0, &[(":status", "200"), ("content-length", "2")]), data(stream, END_STREAM, "ok")].concat()
 }
 
+/// The app gets 502, and the upstream has seen the request so many times.
+async fn fails_after(times: usize, origin: &Origin, seen: &AtomicUsize, request: &[u8], what: &str) {
+    let proxy = proxy(origin, QUICK).await;
+    let got = proxy.talk(request).await;
+    assert!(got.starts_with("HTTP/1.1 502 "), "{what}: {got}");
+    assert_eq!(seen.load(Ordering::SeqCst), times, "{what}");
+    proxy.stop().await;
+}
+
 /// Whether the app can see that what it got is not whole: its connection was reset, or chunks have no end.
 async fn is_visibly_broken(proxy: &Proxy, request: &[u8]) -> bool {
     let mut app = proxy.connect().await;
@@ -65,11 +74,7 @@ async fn a_stream_that_is_reset_without_an_answer_is_502_and_its_post_is_sent_on
     for code in (0..=13).chain([0xffff]).filter(|code| *code != REFUSED_STREAM) {
         let (origin, seen) =
             upstream(&[], move |peer, _, seen| each(peer, seen, move |stream| reset(stream, code))).await;
-        let proxy = proxy(&origin, QUICK).await;
-        let got = proxy.talk(POST).await;
-        assert!(got.starts_with("HTTP/1.1 502 "), "{code}: {got}");
-        assert_eq!(seen.load(Ordering::SeqCst), 1, "{code}");
-        proxy.stop().await;
+        fails_after(1, &origin, &seen, POST, &format!("{code}")).await;
     }
 }
 
@@ -78,11 +83,7 @@ async fn refused_streams_are_tried_again_max_attempts_times_whatever_the_method(
     for request in [GET, POST] {
         let (origin, seen) =
             upstream(&[], |peer, _, seen| each(peer, seen, |stream| reset(stream, REFUSED_STREAM))).await;
-        let proxy = proxy(&origin, QUICK).await;
-        let got = proxy.talk(request).await;
-        assert!(got.starts_with("HTTP/1.1 502 "), "{got}");
-        assert_eq!(seen.load(Ordering::SeqCst), 3);
-        proxy.stop().await;
+        fails_after(3, &origin, &seen, request, "refused").await;
     }
 }
 
@@ -147,11 +148,7 @@ async fn a_storm_of_goaways_is_bounded_by_max_attempts() {
         peer.end().await;
     })
     .await;
-    let proxy = proxy(&origin, QUICK).await;
-    let got = proxy.talk(POST).await;
-    assert!(got.starts_with("HTTP/1.1 502 "), "{got}");
-    assert_eq!(seen.load(Ordering::SeqCst), 3);
-    proxy.stop().await;
+    fails_after(3, &origin, &seen, POST, "GOAWAY").await;
 }
 
 #[tokio::test]
@@ -396,7 +393,7 @@ async fn floods_by_an_upstream_end_in_bounded_memory_and_spare_the_others() {
         let mut app = proxy.connect().await;
         app.send(GET).await;
         app.head().await;
-        // The app reads nothing for now.
+        // The app reads nothing for now, and what must not come in the meantime has no event.
         tokio::time::sleep(Duration::from_secs(1)).await;
         let grown = resident().saturating_sub(before);
         assert!(grown < 48 << 20, "{name}: {grown} bytes");

@@ -202,7 +202,7 @@ async fn a_pause_of_the_process_is_no_failure_of_the_upstream() {
         app.send(get).await;
     }
     eventually("the upstream has them", async || asked.load(Ordering::SeqCst) == 40).await;
-    // Answers come while it is stopped, and every clock runs out.
+    // Answers come while it is stopped, and every clock runs out: `attempt` of 3 s, in real time.
     child.signal(Signal::Stop);
     gate.send(1).unwrap();
     tokio::time::sleep(Duration::from_millis(3500)).await;

@@ -49,6 +49,7 @@ fn watch(name: &'static str) -> Trial {
                 eprintln!("{name} does not come back from {}", told(name, &input, ""));
                 process::abort();
             }
+            // Whoever hangs for two minutes is found soon enough.
             thread::sleep(Duration::from_secs(1));
         }
     });

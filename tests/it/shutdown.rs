@@ -85,6 +85,7 @@ fn a_log_that_nobody_reads_does_not_keep_the_process() {
         match process.try_wait().unwrap() {
             Some(status) => break Some(status),
             None if std::time::Instant::now() > patience => break None,
+            // std waits for a process without an end, or not at all.
             None => std::thread::sleep(Duration::from_millis(10)),
         }
     };

@@ -193,6 +193,7 @@ impl Upstream {
                 accepted = listener.accept() => accepted,
             };
             let Ok((stream, _)) = accepted else {
+                // Out of descriptors, most likely: accepting at once again would only spin.
                 sleep(Duration::from_millis(50)).await;
                 continue;
             };

@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::config::HttpVersion;
 use crate::error::ConnectFailure;
+use crate::origin::Scheme;
 
 #[derive(Clone, Debug)]
 struct Fake(Rc<FakeState>);
@@ -84,7 +85,7 @@ impl Story {
 
     fn wait_for(&mut self, key: &Arc<Key>, who: u32, fresh: bool) -> u64 {
         let want = Want { speaks: self.speaks, fresh, limit: None };
-        self.places.wait(key, want, who, self.now, &mut self.fx)
+        self.places.wait(key, want, who, &mut self.fx)
     }
 
     fn dialled(&mut self, key: &Arc<Key>, number: u32) -> Fake {
@@ -261,7 +262,7 @@ fn a_failed_dial_fails_one_of_many_or_all_who_shared_it() {
         for who in 0..5 {
             story.wait(&a, who);
         }
-        story.places.dial_failed(&a, &error, story.now, &mut story.fx);
+        story.places.dial_failed(&a, &error, &mut story.fx);
         assert_eq!(story.fx.failed.len(), failed);
     }
 }
@@ -395,7 +396,7 @@ proptest! {
                         number += 1;
                         let fake = Fake::new(number, 2);
                         match (ok, shared) {
-                            (false, _) => story.places.dial_failed(&key, &error, now, &mut story.fx),
+                            (false, _) => story.places.dial_failed(&key, &error, &mut story.fx),
                             (true, true) => {
                                 links.push(fake.clone());
                                 story.places.dialled_multi(&key, fake, None, now, &mut story.fx);
@@ -414,7 +415,7 @@ proptest! {
                             Grant::Solo { link, expires, .. } if clean => {
                                 story.places.give_back(&key, link, expires, now, &mut story.fx);
                             }
-                            Grant::Solo { .. } => story.places.closed(&key, now, &mut story.fx),
+                            Grant::Solo { .. } => story.places.closed(&key, &mut story.fx),
                             Grant::Stream { id, .. } => story.places.stream_ended(&key, id, now, &mut story.fx),
                         }
                     }
@@ -423,7 +424,7 @@ proptest! {
                     if let Some(link) = links.get(nth) {
                         link.0.closed.set(true);
                         for lane in &lanes {
-                            story.places.reap(lane, now, &mut story.fx);
+                            story.places.reap(lane, &mut story.fx);
                             story.places.shared_changed(lane, now, &mut story.fx);
                         }
                     }

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use super::requests::upstream;
+use super::requests::{upstream, url};
 use super::rig::{End, Notes, Rig, script};
 use super::strict::{Answer, Asked, Read, Request, answer, framed_request};
 
@@ -60,8 +60,8 @@ fn judge(request: &Request, answer: &Answer, admin: &str) -> Result<(), String> 
     let served = |why: &str| Err(format!("{why} is served: {request:?}"));
     let hosts: Vec<_> =
         request.message.all("host").iter().map(|host| String::from_utf8_lossy(host).to_ascii_lowercase()).collect();
-    let asked = match request.target.split_once("://") {
-        Some((_, rest)) => rest.split(['/', '?', '#']).next().unwrap_or_default().to_ascii_lowercase(),
+    let asked = match url(request) {
+        Some(rest) => rest.split(['/', '?', '#']).next().unwrap_or_default().to_ascii_lowercase(),
         None => hosts.first().cloned().unwrap_or_default(),
     };
     let name = asked.rsplit_once(':').filter(|(_, port)| !port.contains(']')).map_or(&*asked, |(name, _)| name);

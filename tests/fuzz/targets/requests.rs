@@ -197,8 +197,8 @@ pub fn clean(request: &Request) -> Result<(), String> {
 
 /// The host that a request is for, as all would read it.
 fn host(request: &Request) -> Option<String> {
-    let text = match request.target.split_once("://") {
-        Some((_, rest)) => rest.split(['/', '?', '#']).next()?.to_owned(),
+    let text = match url(request) {
+        Some(rest) => rest.split(['/', '?', '#']).next()?.to_owned(),
         None => String::from_utf8(request.message.all("host").first()?.to_vec()).ok()?,
     };
     let text = text.to_ascii_lowercase();
@@ -214,10 +214,14 @@ fn host(request: &Request) -> Option<String> {
     })
 }
 
+/// What follows the scheme, where the target is a URL. A path may have one inside.
+pub fn url(request: &Request) -> Option<&str> {
+    let (_, rest) = request.target.split_once("://").filter(|_| !request.target.starts_with('/'))?;
+    Some(rest)
+}
+
 fn path(request: &Request) -> String {
-    let Some((_, rest)) = request.target.split_once("://").filter(|_| !request.target.starts_with('/')) else {
-        return request.target.clone();
-    };
+    let Some(rest) = url(request) else { return request.target.clone() };
     match rest.find(['/', '?']) {
         None => "/".to_owned(),
         Some(at) if rest[at..].starts_with('/') => rest[at..].to_owned(),

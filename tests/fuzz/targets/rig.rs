@@ -256,7 +256,7 @@ fn heard(all: &mut Vec<u8>, got: io::Result<usize>, piece: &[u8]) -> Option<End>
     }
 }
 
-/// What happens on loopback happens at once, unless the machine is busy.
+/// What happens on loopback happens at once, unless the machine is busy: then the kernel needs real time, and has no event for being done.
 fn pause(patient: bool) {
     if patient {
         std::thread::sleep(Duration::from_millis(20));

@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "each scenario uses its part")]
 
 mod client;
-mod origin;
+pub(crate) mod origin;
 
 use std::net::SocketAddr;
 use std::path::Path;

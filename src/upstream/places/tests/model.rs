@@ -227,7 +227,7 @@ impl Model {
                 match makes {
                     Makes::Nothing => {
                         let error = Error::Connect { failure: ConnectFailure::Refused, detail: String::new() };
-                        self.story.places.dial_failed(&key, &error, now, &mut self.story.fx);
+                        self.story.places.dial_failed(&key, &error, &mut self.story.fx);
                         prop_assert_eq!(self.story.fx.failed.len(), lost, "those who counted on it, and no others");
                     }
                     Makes::Multi { room, settled, lives } if LANES[lane] != "plain" => {
@@ -265,7 +265,7 @@ impl Model {
                     }
                     Grant::Solo { .. } => {
                         self.connections.remove(at);
-                        self.story.places.closed(&key, now, fx);
+                        self.story.places.closed(&key, fx);
                     }
                     Grant::Stream { id, .. } => {
                         prop_assert_eq!(Some(id), self.connections[at].multi);
@@ -278,7 +278,7 @@ impl Model {
                 connection.link.0.closed.set(true);
                 let key = &self.keys[connection.lane];
                 match connection.multi {
-                    None => self.story.places.reap(key, now, &mut self.story.fx),
+                    None => self.story.places.reap(key, &mut self.story.fx),
                     Some(_) => self.story.places.shared_changed(key, now, &mut self.story.fx),
                 }
             }
@@ -301,7 +301,7 @@ impl Model {
             }
             Step::Retire => {
                 self.retired = true;
-                self.story.places.retire(now, &mut self.story.fx);
+                self.story.places.retire(&mut self.story.fx);
             }
             Step::Leave(_) | Step::DialEnds { .. } | Step::Finish { .. } | Step::Close(_) => {}
         }
