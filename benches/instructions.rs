@@ -1,6 +1,6 @@
 //! What is counted rather than timed: `instructions NAME TIMES` sets a part up, does it so often, and prints how often it
 //! allocated and how many bytes. `instructions list` names the parts, each with how often `benches/count` does it.
-//! Under callgrind with `--toggle-collect=*counted*` nothing but the part itself is counted.
+//! Under callgrind with `--toggle-collect=*measured_part*` nothing but the part itself is counted.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -21,7 +21,7 @@ use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
         ["list"] => {
@@ -53,14 +53,14 @@ fn count(part: &parts::Part, times: u32) {
         act();
     }
     let region = Region::new(ALLOCATOR);
-    counted(&mut act, times);
+    measured_part(&mut act, times);
     let change = region.change();
     println!("{} {}", change.allocations + change.reallocations, change.bytes_allocated);
 }
 
 /// What callgrind looks at.
 #[inline(never)]
-fn counted(act: &mut parts::Act, times: u32) {
+fn measured_part(act: &mut parts::Act, times: u32) {
     for _ in 0..times {
         act();
     }

@@ -4,7 +4,6 @@ use std::convert::Infallible;
 use std::hint::black_box;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
 use http::{HeaderValue, Method, StatusCode, header, request};
 use http_body::Body;
 use http_body_util::combinators::MapErr;
@@ -17,9 +16,9 @@ use outrigger::policy::{Destination, Transport};
 use tokio::runtime::{Builder, EnterGuard, Runtime};
 use tokio::time::Instant;
 
-use super::Part;
 use super::configuration::{Surroundings, config, upstreams};
 use super::policies::head;
+use super::{Part, at_once};
 
 pub fn parts() -> Vec<Part> {
     vec![
@@ -106,11 +105,10 @@ fn pipeline(more: &str, method: Method, body: usize, fails_first: bool) -> impl 
             Outbound { head: head.clone(), body, origin: origin.clone(), keep_host: true, expect_continue: false };
         let exchange = Exchange::new(Instant::now());
         let policies = &table.upstreams[0].lane.policies;
-        let answer = policies.request(Box::new(outbound), &transport, &exchange).now_or_never();
-        let answer = answer.expect("nothing waits").expect("an answer");
+        let answer = at_once(policies.request(Box::new(outbound), &transport, &exchange)).expect("an answer");
         assert_eq!(answer.status(), StatusCode::OK);
         let mut body = answer.into_body();
-        while let Some(frame) = body.frame().now_or_never().expect("nothing waits") {
+        while let Some(frame) = at_once(body.frame()) {
             black_box(frame.expect("nothing breaks it"));
         }
         assert!(body.is_end_stream());

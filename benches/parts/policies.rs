@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body_util::{BodyExt, Full};
 use outrigger::message::{AppBody, Exchange};
@@ -20,8 +19,8 @@ use outrigger::proxy::headers;
 use outrigger::telemetry::metrics::Metrics;
 use tokio::time::Instant;
 
-use super::Part;
 use super::configuration::{config, upstreams};
+use super::{Part, at_once};
 
 /// The most that a keyed limit keeps.
 const KEYS: usize = 10_000;
@@ -169,7 +168,7 @@ fn replay(attempts: u32) -> impl FnMut() {
         let replay = Replay::new(AppBody::Boxed(body), 1 << 20, memory.clone(), exchange.clone());
         for _ in 0..attempts {
             let body = AttemptBody::replayed(replay.cursor());
-            let sent = body.collect().now_or_never().expect("all of it is there").expect("nothing breaks it");
+            let sent = at_once(body.collect()).expect("nothing breaks it");
             assert_eq!(sent.to_bytes().len(), bytes.len());
         }
         replay.release();
