@@ -93,7 +93,7 @@ pub(crate) fn join_cookies(headers: &mut HeaderMap) {
 /// Removes what concerns one connection only, in either direction. `upgrade`: the message switches protocols, so that its
 /// `Upgrade` passes, with the `Connection` it needs. `keys` are header names that `Connection` can't take away, besides
 /// those that are protected anyway.
-pub(crate) fn remove_hop_by_hop(headers: &mut HeaderMap, upgrade: bool, keys: &[HeaderName]) {
+pub fn remove_hop_by_hop(headers: &mut HeaderMap, upgrade: bool, keys: &[HeaderName]) {
     if !headers.keys().any(is_hop_by_hop) {
         return;
     }

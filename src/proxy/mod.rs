@@ -3,7 +3,7 @@
 pub(crate) mod admission;
 pub mod body;
 pub mod head;
-pub(crate) mod headers;
+pub mod headers;
 mod http2;
 pub(crate) mod inside;
 pub(crate) mod io;
