@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
 use crate::error::Error;
 use crate::origin::Scheme;
 use crate::policy::retry;
-use crate::proxy::target::{self, Form, Target};
+use crate::proxy::target::{self, Form, LastHost, Target};
 use crate::units::parse_size;
 
 /// A request that nobody sends.
@@ -75,7 +75,9 @@ impl Question {
         };
         parts.authority = Some(Authority::try_from(host).ok()?);
         let uri = Uri::from_parts(parts).ok()?;
-        let target = target::read(&self.method, &uri, Version::HTTP_11, &self.headers, Scheme::Http).ok()?;
+        let target =
+            target::read(&self.method, &uri, Version::HTTP_11, &self.headers, Scheme::Http, &LastHost::default())
+                .ok()?;
         Some(Question { uri, target, ..self.clone() })
     }
 
@@ -84,7 +86,9 @@ impl Question {
         if self.method == Method::CONNECT || !self.is_tunnel() {
             return None;
         }
-        let read = target::read(&self.method, &self.uri, Version::HTTP_11, &self.headers, Scheme::Https).ok()?;
+        let read =
+            target::read(&self.method, &self.uri, Version::HTTP_11, &self.headers, Scheme::Https, &LastHost::default())
+                .ok()?;
         // An app sends a path there, and the host as Host.
         Some(Question { target: Target { form: Form::Origin, ..read }, ..self.clone() })
     }
@@ -167,7 +171,7 @@ fn target(method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<Target, Str
         other => other.to_string(),
     };
     let read = |method: &Method, uri: &Uri| {
-        target::read(method, uri, Version::HTTP_11, headers, Scheme::Http).map_err(sentence)
+        target::read(method, uri, Version::HTTP_11, headers, Scheme::Http, &LastHost::default()).map_err(sentence)
     };
     let asked = read(method, uri)?;
     if asked.form != Form::Absolute || asked.scheme == Scheme::Http {

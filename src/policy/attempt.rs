@@ -45,11 +45,13 @@ pub(super) struct Call<'a, T> {
     pub(super) expect_continue: bool,
     /// Which of several `to` the attempt before used.
     pub(super) endpoint: Option<usize>,
+    /// When the last attempt ended.
+    pub(super) ended: Instant,
 }
 
 impl<T: Transport> Call<'_, T> {
     /// One attempt: the clocks around the transport, one free replacement of a stale connection, and the verdict.
-    pub(super) async fn attempt(&mut self, admission: Admission) -> Result<http::Response<Carry<T::Body>>> {
+    pub(super) async fn attempt(&mut self, admission: Admission) -> Result<http::Response<Box<Carry<T::Body>>>> {
         let policies = self.policies;
         let mut first = Attempt::new(self.exchange.clone(), policies.settings.timeouts.connect);
         first.avoid = self.endpoint;
@@ -81,6 +83,7 @@ impl<T: Transport> Call<'_, T> {
             result
         };
         let now = Instant::now();
+        self.ended = now;
         let upload = &self.exchange.upload;
         upload.end(self.exchange.nanos(now));
         // Whatever the transport made of it: a body that the app broke off is the app's doing.
@@ -101,7 +104,7 @@ impl<T: Transport> Call<'_, T> {
         let answer = match result {
             Ok(answer) => answer,
             Err(error) => {
-                running.settle(running.judge_error(policies, &error), attempt_result(Err(&error)));
+                running.settle(running.judge_error(policies, &error), attempt_result(Err(&error)), now);
                 self.endpoint = used;
                 return Err(error);
             }
@@ -111,7 +114,7 @@ impl<T: Transport> Call<'_, T> {
         let asked = asked_to_wait(answer.status(), answer.headers());
         policies.pause(running.admission.bucket.as_ref(), asked, now);
         let failed = verdict == Verdict::Failure || matches!(event, Event::Status(status) if status >= 500);
-        running.settle(verdict, attempt_result(Ok(failed)));
+        running.settle(verdict, attempt_result(Ok(failed)), now);
         if answer.status() == StatusCode::TOO_MANY_REQUESTS && !failed {
             policies.lane.limited();
         }
@@ -120,7 +123,8 @@ impl<T: Transport> Call<'_, T> {
         let Admission { permit, slot, .. } = running.finish();
         let breaker = permit.map(|permit| (permit.breaker().clone(), permit.generation()));
         let idle = policies.settings.timeouts.idle;
-        Ok(answer.map(|body| Carry::new(body, self.exchange.clone(), idle, slot, breaker)))
+        // Boxed here, since it is handed through several layers on its way to the app.
+        Ok(answer.map(|body| Box::new(Carry::new(body, self.exchange.clone(), idle, slot, breaker))))
     }
 
     async fn send(&self, attempt: &Attempt, span: Option<u64>) -> Result<http::Response<T::Body>> {
@@ -167,6 +171,8 @@ pub(super) struct Admission {
     pub(super) permit: Option<Permit>,
     pub(super) bucket: Option<Arc<Bucket>>,
     pub(super) slot: Option<Slot>,
+    /// When it was given.
+    pub(super) at: Instant,
     /// How long it waited for its token.
     pub(super) token_wait: Duration,
     /// How long it waited for its slot.
@@ -175,8 +181,9 @@ pub(super) struct Admission {
 
 impl Admission {
     /// Leave to do nothing yet.
-    pub(super) fn none() -> Admission {
-        Admission { permit: None, bucket: None, slot: None, token_wait: Duration::ZERO, slot_wait: Duration::ZERO }
+    pub(super) fn at(now: Instant) -> Admission {
+        let (token_wait, slot_wait) = (Duration::ZERO, Duration::ZERO);
+        Admission { permit: None, bucket: None, slot: None, at: now, token_wait, slot_wait }
     }
 
     /// Asks the breaker again where its state has changed since it was asked.
@@ -218,7 +225,7 @@ impl<'a> Running<'a> {
         attempt: &'a Attempt,
         admission: Admission,
     ) -> Running<'a> {
-        let began = Instant::now();
+        let began = admission.at;
         let span = exchange.draft.as_ref().map(|draft| {
             let facts = spans::Attempt::begin(exchange.start, began, admission.token_wait, admission.slot_wait);
             let connecting_before = exchange.connecting.load(Ordering::Relaxed);
@@ -250,6 +257,7 @@ impl<'a> Running<'a> {
         clocks
             .run(
                 exchange,
+                self.began,
                 send,
                 &mut Supervisor {
                     admission: &mut self.admission,
@@ -270,8 +278,7 @@ impl<'a> Running<'a> {
         }
     }
 
-    pub(super) fn settle(&mut self, verdict: Verdict, result: AttemptResult) {
-        let now = Instant::now();
+    pub(super) fn settle(&mut self, verdict: Verdict, result: AttemptResult, now: Instant) {
         if let Some(permit) = &mut self.admission.permit {
             permit.settle(verdict, now);
         }
@@ -294,7 +301,8 @@ impl<'a> Running<'a> {
     }
 
     fn finish(mut self) -> Admission {
-        std::mem::replace(&mut self.admission, Admission::none())
+        let given = self.admission.at;
+        std::mem::replace(&mut self.admission, Admission::at(given))
     }
 }
 
@@ -310,8 +318,10 @@ impl<P: Fn() -> Phase> Supervised for Supervisor<'_, P> {
         (self.phase)()
     }
 
-    fn before_poll(&mut self) -> Result<()> {
+    fn before_poll(&mut self, began: bool) -> Result<()> {
         match self.phase() {
+            // It was admitted just now.
+            Phase::Waiting if began => Ok(()),
             Phase::Waiting => {
                 let now = Instant::now();
                 *self.in_line = now.saturating_duration_since(self.began);

@@ -31,7 +31,7 @@ use crate::policy::{Destination, Dial, Transport, retry};
 use crate::telemetry::report::{RetryReason, Skipped};
 
 /// How an attempt ended, its answer held for the app.
-type Ended<B> = Result<http::Response<Carry<B>>>;
+type Ended<B> = Result<http::Response<Box<Carry<B>>>>;
 
 impl Policies {
     /// Sends a request by the lane's policies. The answer's body carries what must be given back when it ends.
@@ -45,7 +45,7 @@ impl Policies {
         outbound: Box<Outbound>,
         transport: &'a T,
         exchange: &'a Arc<Exchange>,
-    ) -> impl Future<Output = Result<http::Response<Carry<T::Body>>>> + Send + use<'a, T> {
+    ) -> impl Future<Output = Result<http::Response<Box<Carry<T::Body>>>>> + Send + use<'a, T> {
         let Outbound { mut head, body, origin, keep_host, expect_continue } = *outbound;
         if let Some(retry) = &self.retry {
             retry.settings.add_key(&head.method, &mut head.headers);
@@ -64,6 +64,7 @@ impl Policies {
             repeatable,
             expect_continue,
             endpoint: None,
+            ended: exchange.start,
         };
         async move {
             let result = self.repeat(&mut call).await;
@@ -85,12 +86,12 @@ impl Policies {
         let mut failed: Option<Error> = None;
         let mut again = None;
         loop {
-            let admission = match self.admit(&no_headers, exchange, deadline, false).await {
+            let admission = match self.admit(&no_headers, exchange, deadline, false, Instant::now()).await {
                 Ok(admission) => admission,
                 Err(refusal) => return Err(self.refuse(refusal, failed.take(), exchange)),
             };
             again.take().into_iter().for_each(|reason| self.upstream.retried(reason));
-            self.deposit(attempts);
+            self.deposit(attempts, admission.at);
             attempts += 1;
             exchange.attempts.store(attempts, Ordering::Relaxed);
             let attempt = Attempt::new(exchange.clone(), self.settings.timeouts.connect);
@@ -106,7 +107,8 @@ impl Policies {
                     span.failed(error);
                 }
             });
-            running.settle(verdict, attempt_result(result.as_ref().map(|_| false)));
+            let now = Instant::now();
+            running.settle(verdict, attempt_result(result.as_ref().map(|_| false)), now);
             let error = match result {
                 Ok(connection) => return Ok(connection),
                 Err(error) => error,
@@ -117,7 +119,7 @@ impl Policies {
                 return Err(self.refuse(error, failed.take(), exchange));
             }
             // The request itself is never sent on a tunnel, so every failure here came before that.
-            match self.decide(Outcome::Failure(&error), attempts, true, true, None, deadline, exchange) {
+            match self.decide(Outcome::Failure(&error), attempts, true, true, None, deadline, exchange, now) {
                 None => return Err(error),
                 Some((wait, reason)) => {
                     failed = Some(error);
@@ -129,19 +131,20 @@ impl Policies {
     }
 
     /// The retry loop: attempt, decide, wait, again.
-    async fn repeat<T: Transport>(&self, call: &mut Call<'_, T>) -> Result<http::Response<Carry<T::Body>>> {
+    async fn repeat<T: Transport>(&self, call: &mut Call<'_, T>) -> Result<http::Response<Box<Carry<T::Body>>>> {
         let mut attempts = 0;
         let mut last: Option<Box<Ended<T::Body>>> = None;
         let mut again = None;
         loop {
-            let admission = match self.admit(&call.head.headers, call.exchange, call.deadline, true).await {
+            let now = Instant::now();
+            let admission = match self.admit(&call.head.headers, call.exchange, call.deadline, true, now).await {
                 Ok(admission) => admission,
                 Err(refusal) => return self.refuse_retry(refusal, last, call.exchange),
             };
             // An answer too long to be kept would hold its connection while the retry waits for one.
             let last_kept = last.take().filter(|last| (**last).as_ref().map_or(true, |answer| answer.body().is_kept()));
             again.take().into_iter().for_each(|reason| self.upstream.retried(reason));
-            self.deposit(attempts);
+            self.deposit(attempts, admission.at);
             attempts += 1;
             call.exchange.attempts.store(attempts, Ordering::Relaxed);
             let result = call.attempt(admission).await;
@@ -159,8 +162,16 @@ impl Policies {
                 Err(error) => Outcome::Failure(error),
             };
             let replayable = call.body.as_ref().is_none_or(Replay::replayable);
-            let decision =
-                self.decide(outcome, attempts, call.repeatable, replayable, asked, call.deadline, call.exchange);
+            let decision = self.decide(
+                outcome,
+                attempts,
+                call.repeatable,
+                replayable,
+                asked,
+                call.deadline,
+                call.exchange,
+                call.ended,
+            );
             let Some((wait, reason)) = decision else { return result };
             // Off the path that most requests take, so it takes no room in their future.
             last = Some(Box::pin(self.hold(Box::new(result), wait, call.exchange)).await);
@@ -171,10 +182,10 @@ impl Policies {
     /// Waits for the back-off, and meanwhile reads a short answer to its end.
     async fn hold<B: Body<Data = Bytes, Error = Error> + Unpin>(
         &self,
-        mut result: Box<Result<http::Response<Carry<B>>>>,
+        mut result: Box<Result<http::Response<Box<Carry<B>>>>>,
         wait: Duration,
         exchange: &Exchange,
-    ) -> Box<Result<http::Response<Carry<B>>>> {
+    ) -> Box<Result<http::Response<Box<Carry<B>>>>> {
         let back_off = self.back_off(wait, exchange);
         if let Ok(answer) = &mut *result {
             answer.body_mut().give_slot_back();
@@ -206,22 +217,23 @@ impl Policies {
         exchange: &Exchange,
         deadline: Deadline,
         with_slot: bool,
+        began: Instant,
     ) -> Result<Admission> {
-        let mut admission = Admission::none();
+        let mut admission = Admission::at(began);
         if let Some(breaker) = &self.breaker {
-            admission.permit = Some(breaker.admit(Instant::now())?);
+            admission.permit = Some(breaker.admit(began)?);
         }
         if self.rate_limit.is_none() && self.concurrency.is_none() {
             return Ok(admission);
         }
-        let began = Instant::now();
         let until = deadline.at(exchange, began);
         if let Some(rate_limit) = &self.rate_limit {
             let (bucket, max_wait) = rate_limit.bucket(headers, began, || self.upstream.bucket_forgotten());
             if !bucket.try_acquire(began) {
                 // Waiting is rare; boxed it takes no room in every request's future.
                 let result = Box::pin(self.in_line(bucket.acquire(max_wait, until))).await;
-                admission.token_wait = began.elapsed();
+                admission.at = Instant::now();
+                admission.token_wait = admission.at - began;
                 self.upstream.token_waited(admission.token_wait);
                 result.inspect_err(|_| Exchange::add(&exchange.waited, began.elapsed()))?;
             } else {
@@ -232,19 +244,22 @@ impl Policies {
         if let Some(concurrency) = self.concurrency.as_ref().filter(|_| with_slot) {
             admission.slot = concurrency.try_acquire();
             if admission.slot.is_none() {
-                let queued = Instant::now();
+                let queued = admission.at;
                 let result = Box::pin(self.in_line(concurrency.acquire(until))).await;
-                admission.slot_wait = queued.elapsed();
+                admission.at = Instant::now();
+                admission.slot_wait = admission.at - queued;
                 admission.slot = Some(result.inspect_err(|_| Exchange::add(&exchange.waited, began.elapsed()))?);
             }
         }
-        let now = Instant::now();
-        Exchange::add(&exchange.waited, now - began);
-        // While this one waited for a slot, an answer may have shut the bucket: it would only earn its own 429.
-        if let Some(wait) = admission.bucket.as_ref().and_then(|bucket| bucket.paused(now)) {
-            return Err(Error::RateLimited(wait));
+        let now = admission.at;
+        if now > began {
+            Exchange::add(&exchange.waited, now - began);
+            // While this one waited for a slot, an answer may have shut the bucket: it would only earn its own 429.
+            if let Some(wait) = admission.bucket.as_ref().and_then(|bucket| bucket.paused(now)) {
+                return Err(Error::RateLimited(wait));
+            }
+            admission.check(now)?;
         }
-        admission.check(now)?;
         Ok(admission)
     }
 
@@ -265,9 +280,9 @@ impl Policies {
         retry_after: Option<Duration>,
         deadline: Deadline,
         exchange: &Exchange,
+        now: Instant,
     ) -> Option<(Duration, RetryReason)> {
         let retry = self.retry.as_ref()?;
-        let now = Instant::now();
         let left = deadline.at(exchange, now).map(|at| at.saturating_duration_since(now));
         let (random, extra) = (fastrand::f64(), fastrand::f64());
         let facts = Facts { outcome, attempts, repeatable, replayable, retry_after, left, random, extra };
@@ -307,7 +322,7 @@ impl Policies {
         refusal: Error,
         last: Option<Box<Ended<B>>>,
         exchange: &Exchange,
-    ) -> Result<http::Response<Carry<B>>> {
+    ) -> Result<http::Response<Box<Carry<B>>>> {
         match last.map(|last| *last) {
             Some(Ok(answer)) => {
                 if let Some(reason) = skipped(&refusal) {
@@ -321,10 +336,10 @@ impl Policies {
     }
 
     /// A request's first attempt feeds the budget. What an open circuit refuses does not: the upstream sees nothing of it.
-    fn deposit(&self, attempts_before: u32) {
+    fn deposit(&self, attempts_before: u32, now: Instant) {
         let budget = self.retry.as_ref().and_then(|retry| retry.budget.as_ref());
         if let Some(budget) = budget.filter(|_| attempts_before == 0) {
-            budget.deposit(Instant::now());
+            budget.deposit(now);
         }
     }
 

@@ -106,11 +106,11 @@ pub trait Supervised {
     /// How far it has got.
     fn phase(&self) -> Phase;
 
-    /// Asked each time before it goes on.
+    /// Asked each time before it goes on. `begins`: it has not begun yet.
     ///
     /// # Errors
     /// What ends it.
-    fn before_poll(&mut self) -> Result<()>;
+    fn before_poll(&mut self, begins: bool) -> Result<()>;
 
     /// `slow_after` is over. Told once.
     fn slow(&mut self, now: Instant);
@@ -185,7 +185,7 @@ impl Moving {
 const LOOK: Duration = Duration::from_millis(100);
 
 impl Clocks {
-    /// Runs `send` until it is done or a clock is over. It is taken by reference since it is large: by value each layer that
+    /// Runs `send`, which began just now, until it is done or a clock is over. It is taken by reference since it is large: by value each layer that
     /// passes it on would hold room for it twice.
     ///
     /// # Errors
@@ -194,18 +194,19 @@ impl Clocks {
     pub async fn run<T>(
         &self,
         exchange: &Exchange,
+        began: Instant,
         mut send: Pin<&mut impl Future<Output = Result<T>>>,
         supervised: &mut impl Supervised,
     ) -> Result<T> {
-        let began = Instant::now();
         let paused_before = exchange.upload.paused(exchange.nanos(began));
         let mut watch = Watch { clocks: *self, exchange, began, paused_before, slow_told: false };
         let first = watch.look(began, supervised)?;
         let mut armed = first.is_some();
         let mut alarm = Alarm::at(first.unwrap_or(began));
         let mut timer = pin!(tokio::time::sleep_until(first.unwrap_or(began)));
+        let mut begins = true;
         poll_fn(|cx| {
-            supervised.before_poll()?;
+            supervised.before_poll(std::mem::take(&mut begins))?;
             if let Poll::Ready(result) = send.as_mut().poll(cx) {
                 return Poll::Ready(result);
             }
@@ -298,7 +299,7 @@ mod tests {
             self.0
         }
 
-        fn before_poll(&mut self) -> Result<()> {
+        fn before_poll(&mut self, _: bool) -> Result<()> {
             Ok(())
         }
 
@@ -310,7 +311,7 @@ mod tests {
     async fn hang(clocks: Clocks, exchange: &Exchange, phase: Phase) -> (Error, Duration) {
         let start = Instant::now();
         let send = pin!(std::future::pending::<Result<()>>());
-        let error = clocks.run(exchange, send, &mut At(phase, Vec::new())).await.unwrap_err();
+        let error = clocks.run(exchange, start, send, &mut At(phase, Vec::new())).await.unwrap_err();
         (error, start.elapsed())
     }
 
@@ -351,7 +352,7 @@ mod tests {
         };
         let start = Instant::now();
         let mut sending = At(Phase::Sending, Vec::new());
-        let error = clocks(3000, 5000).run(&exchange, pin!(upload), &mut sending).await.unwrap_err();
+        let error = clocks(3000, 5000).run(&exchange, start, pin!(upload), &mut sending).await.unwrap_err();
         assert!(matches!(error, Error::AttemptTimeout { .. }));
         // One second before the first byte, two after the last.
         let after = start.elapsed().as_millis();
@@ -379,7 +380,7 @@ mod tests {
         let start = Instant::now();
         let send = pin!(std::future::pending::<Result<()>>());
         let mut sending = At(Phase::Sending, Vec::new());
-        clocks.run(&exchange, send, &mut sending).await.unwrap_err();
+        clocks.run(&exchange, start, send, &mut sending).await.unwrap_err();
         assert_eq!(sending.1, [start + Duration::from_millis(700)]);
     }
 
@@ -407,7 +408,7 @@ mod tests {
             tokio::task::yield_now().await;
             tell.send(200).unwrap();
         };
-        let (answer, ()) = tokio::join!(attempt.run(&exchange, send, &mut sending), stood_still);
+        let (answer, ()) = tokio::join!(attempt.run(&exchange, exchange.start, send, &mut sending), stood_still);
         assert_eq!(answer.unwrap(), 200);
     }
 

@@ -55,11 +55,11 @@ impl ResponseBody {
     }
 
     /// An upstream's answer.
-    pub(crate) fn upstream(body: Carry<UpstreamBody>, mut record: Box<Record>) -> ResponseBody {
+    pub(crate) fn upstream(body: Box<Carry<UpstreamBody>>, mut record: Box<Record>) -> ResponseBody {
         if body.is_end_stream() {
             record.answered();
         }
-        ResponseBody::new(Inner::Upstream(Box::new(body)), Some(record))
+        ResponseBody::new(Inner::Upstream(body), Some(record))
     }
 
     /// The answer has no body by its status or the request's method, whatever its `Content-Length` says.

@@ -4,6 +4,8 @@
 //! chunks) and refuses what hyper would repair or hide, such as a `Content-Length` beside a `Transfer-Encoding`, a bare
 //! line feed or a fragment (RFC 9112 sections 2.2, 3, 5 and 6). It copies nothing and keeps a few counters.
 
+use memchr::memchr;
+
 use crate::error::{Error, HeadBound};
 use crate::origin;
 
@@ -278,7 +280,7 @@ impl Head {
     /// `method SP target SP HTTP/1.x` (RFC 9112 section 3).
     fn request_line(&mut self, text: &[u8]) -> Result<(), Error> {
         let bad = Error::BadRequest;
-        let method_end = text.iter().position(|&b| b == b' ').ok_or(bad("the request line is not one"))?;
+        let method_end = memchr(b' ', text).ok_or(bad("the request line is not one"))?;
         let (method, rest) = (&text[..method_end], &text[method_end + 1..]);
         if method.is_empty() || !method.iter().all(|&b| is_token(b)) {
             return Err(bad("the method has a byte that no method has"));
@@ -286,7 +288,7 @@ impl Head {
         if method == REFUSED_METHOD.as_bytes() {
             return Err(bad("this method is not one"));
         }
-        let target_end = rest.iter().position(|&b| b == b' ').ok_or(bad("the request line has no HTTP version"))?;
+        let target_end = memchr(b' ', rest).ok_or(bad("the request line has no HTTP version"))?;
         let (target, version) = (&rest[..target_end], &rest[target_end + 1..]);
         self.http10 = match version {
             b"HTTP/1.1" => false,
@@ -296,8 +298,12 @@ impl Head {
         if target.len() > MAX_TARGET {
             return Err(Error::UriTooLong);
         }
-        let odd = |b: u8| !(0x21..0x7f).contains(&b) || matches!(b, b'#' | b'<' | b'>');
-        if target.is_empty() || target.iter().fold(false, |found, &b| found | odd(b)) {
+        // One pass without a way out of it: targets are good, and the processor takes many bytes at a time.
+        let (odd, quoted) = target.iter().fold((false, false), |(odd, quoted), &b| {
+            let bad = !(0x21..0x7f).contains(&b) | matches!(b, b'#' | b'<' | b'>');
+            (odd | bad, quoted | matches!(b, b'"' | b'`'))
+        });
+        if target.is_empty() || odd {
             return Err(bad(
                 "the target is empty or has a byte that must be percent-encoded (a space, '#', '<', '>', a control byte…)",
             ));
@@ -320,7 +326,7 @@ impl Head {
         if target[0] != b'/' && http::Uri::try_from(target).is_err() {
             return Err(bad("the target is not a URL"));
         }
-        if target.iter().any(|&b| matches!(b, b'"' | b'`')) && http::Uri::try_from(target).is_err() {
+        if quoted && http::Uri::try_from(target).is_err() {
             return Err(bad("the target has a byte that must be percent-encoded"));
         }
         Ok(())
@@ -379,7 +385,7 @@ impl Head {
 
 /// The first line without its end, once that is there. `searched` bytes are known to hold no line feed.
 fn line(bytes: &[u8], searched: usize) -> Result<Option<&[u8]>, &'static str> {
-    match bytes[searched..].iter().position(|&b| b == b'\n') {
+    match memchr(b'\n', &bytes[searched..]) {
         None => Ok(None),
         Some(at) => match bytes[..searched + at].split_last() {
             Some((b'\r', text)) => Ok(Some(text)),

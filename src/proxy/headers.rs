@@ -4,12 +4,10 @@
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version, header};
 
 use crate::error::{Error, Result};
+use crate::fields::Fields;
 use crate::message;
 use crate::telemetry::spans::{Parent, TRACEPARENT, traceparent};
 
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const AMZ_SDK_REQUEST: HeaderName = HeaderName::from_static("amz-sdk-request");
 const STAINLESS_RETRY_COUNT: HeaderName = HeaderName::from_static("x-stainless-retry-count");
 const GRPC_PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
@@ -94,7 +92,7 @@ pub(crate) fn join_cookies(headers: &mut HeaderMap) {
 /// `Upgrade` passes, with the `Connection` it needs. `keys` are header names that `Connection` can't take away, besides
 /// those that are protected anyway.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap, upgrade: bool, keys: &[HeaderName]) {
-    if !headers.keys().any(is_hop_by_hop) {
+    if !Fields::of(headers).has(Fields::HOP_BY_HOP) {
         return;
     }
     let named: Vec<HeaderName> = tokens(headers, &header::CONNECTION)
@@ -142,17 +140,7 @@ pub(crate) fn remove(headers: &mut HeaderMap, gone: &HeaderName) {
 }
 
 fn is_hop_by_hop(name: &HeaderName) -> bool {
-    matches!(
-        *name,
-        header::CONNECTION
-            | header::PROXY_AUTHENTICATE
-            | header::PROXY_AUTHORIZATION
-            | header::TE
-            | header::TRANSFER_ENCODING
-            | header::UPGRADE
-    ) || *name == KEEP_ALIVE
-        || *name == PROXY_CONNECTION
-        || *name == HTTP2_SETTINGS
+    Fields::named(name.as_str()).has(Fields::HOP_BY_HOP)
 }
 
 /// What `Connection` can't take away: framing, routing, and what makes a request mean the same thing.

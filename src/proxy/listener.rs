@@ -27,6 +27,7 @@ use crate::proxy::body::ResponseBody;
 use crate::proxy::head::Bounds;
 use crate::proxy::io::{AppIo, Link, Replayed};
 use crate::proxy::socket::Socket;
+use crate::proxy::target::LastHost;
 use crate::proxy::{Connection, Entry, Proxy, Retired, http2, inside};
 use crate::shutdown;
 use crate::tcp::Tcp;
@@ -151,7 +152,8 @@ pub(crate) async fn speak(
         let begun = drain.begun.child_token();
         let retired = Retired::new(Some(begun.clone()));
         let metrics = Arc::clone(&proxy.metrics);
-        let connection = Arc::new(Connection { proxy, entry, local, link: None, place, retired });
+        let connection =
+            Arc::new(Connection { proxy, entry, local, link: None, place, retired, last_host: LastHost::default() });
         let handler = move |request| answering(&connection, request);
         http2::serve(Replayed::new(stream, first.freeze()), &limits, metrics, begun, handler).await;
     } else {
@@ -163,6 +165,7 @@ pub(crate) async fn speak(
             link: Some(Arc::clone(&link)),
             place,
             retired: Retired::default(),
+            last_host: LastHost::default(),
         });
         let handler = move |request| answering(&connection, request);
         http1(stream, first, deadline, link, &limits, handler).await;
@@ -203,9 +206,12 @@ where
         .header_read_timeout(None)
         .preserve_header_case(true)
         .auto_date_header(false)
-        // The stand-in for a refused head has two fields.
-        .max_headers(fields.max(2))
         .max_buf_size(bytes.saturating_add(1024).max(BUFFER).max(MIN_BUFFER));
+    // hyper's default is 100 as well, but a number that was set makes it clear two tables for each request.
+    if fields != 100 {
+        // The stand-in for a refused head has two fields.
+        builder.max_headers(fields.max(2));
+    }
     let served = builder.serve_connection(TokioIo::new(io), service_fn(handler)).with_upgrades();
     if let Err(error) = served.await {
         tracing::debug!(%error, "a connection of an app's ended early");

@@ -34,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Connect, Limits};
 use crate::error::{Denial, Error, HeadBound, Result};
+use crate::fields::Fields;
 use crate::message::{AppBody, Outbound};
 use crate::origin::{Origin, Scheme};
 use crate::policy::carry::Carry;
@@ -43,7 +44,7 @@ use crate::proxy::inside::Inside;
 use crate::proxy::io::Link;
 use crate::proxy::record::Record;
 use crate::proxy::respond::Asked;
-use crate::proxy::target::{Form, Target};
+use crate::proxy::target::{Form, LastHost, Target};
 use crate::proxy::unwind::CatchUnwind;
 use crate::shared::Shared;
 use crate::shutdown::Drain;
@@ -124,6 +125,8 @@ pub(crate) struct Connection {
     pub(crate) place: Arc<Place>,
     /// Whether it is to be closed as soon as what is under way has ended.
     pub(crate) retired: Retired,
+    /// Whom it asked for last.
+    pub(crate) last_host: LastHost,
 }
 
 /// The end of a connection that a reload left behind: the app is to make a new one.
@@ -151,9 +154,9 @@ impl Retired {
 /// What a request comes to.
 enum Outcome {
     /// The upstream's answer.
-    Answer(Response<Carry<UpstreamBody>>),
+    Answer(Response<Box<Carry<UpstreamBody>>>),
     /// The upstream's 101, and how to get at the app's connection.
-    Upgrade(Response<Carry<UpstreamBody>>, OnUpgrade),
+    Upgrade(Response<Box<Carry<UpstreamBody>>>, OnUpgrade),
     /// The tunnel's connection, and how to get at the app's.
     Tunnel(Tcp, OnUpgrade),
     /// A tunnel that ends here.
@@ -173,17 +176,18 @@ pub(crate) fn serve(
     request: Request<Incoming>,
 ) -> impl Future<Output = Response<ResponseBody>> + Send {
     let table = connection.proxy.table.load();
-    let parent = headers::trace_parent(request.headers());
+    let fields = Fields::of(request.headers());
+    let parent = fields.has(Fields::TRACEPARENT).then(|| headers::trace_parent(request.headers())).flatten();
     let mut record = Box::new(Record::new(&connection.proxy, &table, &request, parent));
     let asked = Asked {
         head: *request.method() == Method::HEAD,
-        grpc: headers::is_grpc(request.headers()),
+        grpc: fields.has(Fields::CONTENT_TYPE) && headers::is_grpc(request.headers()),
         http1: request.version() != Version::HTTP_2,
     };
     let old = request.version() == Version::HTTP_10;
     let (has_body, length) = (!request.body().is_end_stream(), request.body().size_hint().exact());
-    let undecided = connection.link.is_some() && request.headers().contains_key(header::UPGRADE);
-    let step = catch_unwind(AssertUnwindSafe(|| prepare(&connection, &table, request, &mut record)));
+    let undecided = connection.link.is_some() && fields.has(Fields::UPGRADE);
+    let step = catch_unwind(AssertUnwindSafe(|| prepare(&connection, &table, request, fields, &mut record)));
     let step = step.unwrap_or(Err(Error::Panic));
     async move {
         let result = match step {
@@ -268,6 +272,7 @@ fn prepare(
     connection: &Connection,
     table: &Table,
     mut request: Request<Incoming>,
+    fields: Fields,
     record: &mut Record,
 ) -> Result<Step> {
     if let Some(refusal) = connection.link.as_ref().and_then(|link| link.refusal(request.method())) {
@@ -298,7 +303,8 @@ fn prepare(
         Entry::Inside(inside) => inside.scheme,
         Entry::Any | Entry::Upstream(_) => Scheme::Http,
     };
-    let target = target::read(request.method(), request.uri(), version, request.headers(), scheme)?;
+    let target =
+        target::read(request.method(), request.uri(), version, request.headers(), scheme, &connection.last_host)?;
     record.asked(target.clone());
     let way = route(connection, table, &target)?;
     record.leads(&way.origin);
@@ -319,11 +325,13 @@ fn prepare(
     }
     let lane = Arc::clone(upstream.lane(request.method(), request.uri().path()));
     record.routed(upstream, &lane);
-    if let Some(source) = headers::client_retry(request.headers()) {
+    if fields.has(Fields::CLIENT_RETRY)
+        && let Some(source) = headers::client_retry(request.headers())
+    {
         upstream.report.client_retry(source);
     }
-    let expect = headers::expects_continue(request.headers(), version)?;
-    let upgrade = headers::asks_upgrade(request.headers(), version);
+    let expect = fields.has(Fields::EXPECT) && headers::expects_continue(request.headers(), version)?;
+    let upgrade = fields.has(Fields::UPGRADE) && headers::asks_upgrade(request.headers(), version);
     let app = hyper::upgrade::on(&mut request);
 
     let (mut head, body) = request.into_parts();
@@ -332,7 +340,9 @@ fn prepare(
         Version::HTTP_2 => AppBody::Stream(body),
         _ => AppBody::Incoming(body),
     };
-    headers::remove_hop_by_hop(&mut head.headers, upgrade, lane.policies.idempotency_headers());
+    if fields.has(Fields::HOP_BY_HOP) {
+        headers::remove_hop_by_hop(&mut head.headers, upgrade, lane.policies.idempotency_headers());
+    }
     if target.form == Form::Absolute || version == Version::HTTP_2 {
         head.headers.insert(header::HOST, target::host_value(&target));
     }
@@ -411,26 +421,36 @@ fn over(refusal: &Error) -> Option<Limit> {
 /// Passes the upstream's answer on.
 fn answered(
     connection: &Connection,
-    response: Response<Carry<UpstreamBody>>,
+    response: Response<Box<Carry<UpstreamBody>>>,
     asked: Asked,
     old: bool,
     mut record: Box<Record>,
 ) -> Response<ResponseBody> {
     let (mut head, body) = response.into_parts();
-    first_byte(&record);
+    let exchange = &record.exchange;
+    if exchange.attempts.load(Ordering::Relaxed) == 1 {
+        // The only attempt ended a moment ago.
+        exchange.first_byte.store(exchange.nanos(exchange.last_activity()), Ordering::Relaxed);
+    } else {
+        first_byte(&record);
+    }
     record.answering(head.status.as_u16());
-    if head.headers.contains_key(header::TRANSFER_ENCODING) || head.status == StatusCode::NO_CONTENT {
+    let fields = Fields::of(&head.headers);
+    let mut has_length = fields.has(Fields::CONTENT_LENGTH);
+    if has_length && (fields.has(Fields::TRANSFER_ENCODING) || head.status == StatusCode::NO_CONTENT) {
         // The length of something else than the body that is passed on (RFC 9112 section 6.3), or of a body where there is none:
         // an app that believed it would take the next answer for that (RFC 9110 section 8.6).
         headers::remove(&mut head.headers, &header::CONTENT_LENGTH);
+        has_length = false;
     }
-    headers::remove_hop_by_hop(&mut head.headers, false, &[]);
+    if fields.has(Fields::HOP_BY_HOP) {
+        headers::remove_hop_by_hop(&mut head.headers, false, &[]);
+    }
     respond::mark(&mut head.headers, head.status, record.progress());
     head.version = if asked.http1 { Version::HTTP_11 } else { Version::HTTP_2 };
     if let Some(link) = &connection.link {
         link.wait_at_most(record.idle());
     }
-    let has_length = head.headers.contains_key(header::CONTENT_LENGTH);
     let bare = matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
     let mut body = ResponseBody::upstream(body, record);
     if asked.head || bare {
@@ -451,7 +471,7 @@ fn first_byte(record: &Record) {
 /// Passes the upstream's 101 on; what follows is relayed.
 fn upgraded(
     connection: &Connection,
-    mut response: Response<Carry<UpstreamBody>>,
+    mut response: Response<Box<Carry<UpstreamBody>>>,
     app: OnUpgrade,
     mut record: Box<Record>,
 ) -> Response<ResponseBody> {

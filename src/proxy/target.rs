@@ -1,6 +1,7 @@
 //! Where a request wants to go, by what the app wrote. Pure.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::{Mutex, PoisonError};
 
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Uri, Version, header};
@@ -84,14 +85,42 @@ pub(crate) fn own_addresses<'a>(
         .chain(upstreams.iter().filter_map(|upstream| upstream.listen))
 }
 
+/// What the Host header of a connection's last request meant. Most apps ask for the same one again.
+#[derive(Debug, Default)]
+pub(crate) struct LastHost(Mutex<Option<(Box<str>, Authority)>>);
+
+/// A host, and a port where there is one.
+type Authority = (Host, Option<u16>);
+
+impl LastHost {
+    fn parse(&self, text: &str) -> Result<Authority, &'static str> {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((known, authority)) = &*last
+            && **known == *text
+        {
+            return Ok(authority.clone());
+        }
+        let authority = parse_authority(text)?;
+        *last = Some((text.into(), authority.clone()));
+        Ok(authority)
+    }
+}
+
 /// Reads the target and checks it against the Host header (RFC 9112 section 3.2, RFC 9113 section 8.3.1). `plain` is the
 /// scheme of a form that has none: that of the connection.
 ///
 /// # Errors
 /// [`Error::BadRequest`] with what is wrong.
-pub(crate) fn read(method: &Method, uri: &Uri, version: Version, headers: &HeaderMap, plain: Scheme) -> Result<Target> {
+pub(crate) fn read(
+    method: &Method,
+    uri: &Uri,
+    version: Version,
+    headers: &HeaderMap,
+    plain: Scheme,
+    last: &LastHost,
+) -> Result<Target> {
     let bad = |what| Err(Error::BadRequest(what));
-    let host = host_header(headers, version)?;
+    let host = host_header(headers, version, last)?;
     if *method == Method::CONNECT {
         let Some(authority) = uri.authority().filter(|_| uri.scheme().is_none()) else {
             return bad("CONNECT takes host:port and nothing else");
@@ -120,7 +149,7 @@ pub(crate) fn read(method: &Method, uri: &Uri, version: Version, headers: &Heade
     };
     match (scheme, uri.authority()) {
         (Some(scheme), Some(authority)) => {
-            let (name, port) = parse_authority(authority.as_str()).map_err(Error::BadRequest)?;
+            let (name, port) = last.parse(authority.as_str()).map_err(Error::BadRequest)?;
             let port = port.unwrap_or(scheme.default_port());
             // An HTTP/2 request has :scheme and :authority in any case. A Host beside them may only repeat them.
             let form = match (http2, asterisk) {
@@ -149,7 +178,7 @@ pub(crate) fn read(method: &Method, uri: &Uri, version: Version, headers: &Heade
 
 /// The Host header: exactly one in HTTP/1.1, at most one elsewhere, and a host with an optional port. `CONNECT` in
 /// HTTP/1.0 comes without any.
-fn host_header(headers: &HeaderMap, version: Version) -> Result<Option<(Host, Option<u16>)>> {
+fn host_header(headers: &HeaderMap, version: Version, last: &LastHost) -> Result<Option<Authority>> {
     let mut lines = headers.get_all(header::HOST).iter();
     let Some(line) = lines.next() else {
         return match version {
@@ -161,11 +190,14 @@ fn host_header(headers: &HeaderMap, version: Version) -> Result<Option<(Host, Op
         return Err(Error::BadRequest("there is more than one Host header"));
     }
     let text = line.to_str().map_err(|_| Error::BadRequest("the Host header is not ASCII"))?;
-    parse_authority(text).map(Some).map_err(|_| Error::BadRequest("the Host header is not host or host:port"))
+    last.parse(text).map(Some).map_err(|_| Error::BadRequest("the Host header is not host or host:port"))
 }
 
 /// The path and query as an origin server gets them.
 pub(crate) fn origin_form(uri: &Uri) -> Uri {
+    if uri.scheme().is_none() && uri.authority().is_none() && uri.path_and_query().is_some() {
+        return uri.clone();
+    }
     Uri::from(uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/")))
 }
 
@@ -187,7 +219,7 @@ mod tests {
     }
 
     fn get(uri: &str, hosts: &[&'static str]) -> Result<Target> {
-        read(&Method::GET, &uri.parse().unwrap(), Version::HTTP_11, &headers(hosts), Scheme::Http)
+        read(&Method::GET, &uri.parse().unwrap(), Version::HTTP_11, &headers(hosts), Scheme::Http, &LastHost::default())
     }
 
     #[test]
@@ -203,17 +235,39 @@ mod tests {
     fn a_path_goes_to_the_host_header() {
         let target = get("/v1", &["a:81"]).unwrap();
         assert_eq!((target.authority().as_str(), target.scheme, target.form), ("a:81", Scheme::Http, Form::Origin));
-        let old = read(&Method::GET, &"/".parse().unwrap(), Version::HTTP_10, &headers(&[]), Scheme::Http);
+        let old = read(
+            &Method::GET,
+            &"/".parse().unwrap(),
+            Version::HTTP_10,
+            &headers(&[]),
+            Scheme::Http,
+            &LastHost::default(),
+        );
         assert!(matches!(old, Err(Error::BadRequest(_))));
     }
 
     #[test]
     fn a_connect_of_http_1_0_needs_no_header() {
-        let target =
-            read(&Method::CONNECT, &"a:443".parse().unwrap(), Version::HTTP_10, &headers(&[]), Scheme::Http).unwrap();
+        let target = read(
+            &Method::CONNECT,
+            &"a:443".parse().unwrap(),
+            Version::HTTP_10,
+            &headers(&[]),
+            Scheme::Http,
+            &LastHost::default(),
+        )
+        .unwrap();
         assert_eq!((target.authority().as_str(), target.form), ("a", Form::Authority));
         assert!(
-            read(&Method::CONNECT, &"a:443".parse().unwrap(), Version::HTTP_11, &headers(&[]), Scheme::Http).is_err()
+            read(
+                &Method::CONNECT,
+                &"a:443".parse().unwrap(),
+                Version::HTTP_11,
+                &headers(&[]),
+                Scheme::Http,
+                &LastHost::default()
+            )
+            .is_err()
         );
     }
 
@@ -229,9 +283,16 @@ mod tests {
             assert!(matches!(get(uri, &["a"]), Err(Error::BadRequest(_))), "{uri}");
         }
         assert_eq!(
-            read(&Method::OPTIONS, &"*".parse().unwrap(), Version::HTTP_11, &headers(&["a"]), Scheme::Http)
-                .unwrap()
-                .form,
+            read(
+                &Method::OPTIONS,
+                &"*".parse().unwrap(),
+                Version::HTTP_11,
+                &headers(&["a"]),
+                Scheme::Http,
+                &LastHost::default()
+            )
+            .unwrap()
+            .form,
             Form::Asterisk
         );
     }
@@ -239,7 +300,14 @@ mod tests {
     #[test]
     fn on_http2_host_may_only_repeat_authority() {
         let read = |hosts: &[&'static str]| {
-            read(&Method::GET, &"http://a/x".parse().unwrap(), Version::HTTP_2, &headers(hosts), Scheme::Http)
+            read(
+                &Method::GET,
+                &"http://a/x".parse().unwrap(),
+                Version::HTTP_2,
+                &headers(hosts),
+                Scheme::Http,
+                &LastHost::default(),
+            )
         };
         assert_eq!(read(&[]).unwrap().form, Form::Origin);
         assert!(read(&["A:80"]).is_ok());

@@ -16,7 +16,7 @@ use crate::upstream::transport::UpstreamBody;
 pub(crate) fn start(
     app: OnUpgrade,
     upstream: OnUpgrade,
-    carry: Carry<UpstreamBody>,
+    carry: Box<Carry<UpstreamBody>>,
     mut record: Box<Record>,
     idle: Option<Duration>,
     ended: CancellationToken,

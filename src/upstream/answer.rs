@@ -11,6 +11,7 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use crate::error::{Error, Result, Sent};
+use crate::fields::Fields;
 use crate::message;
 use crate::trailers;
 use crate::upstream::balance::Load;
@@ -41,6 +42,15 @@ pub(super) fn check(head: &mut http::response::Parts, asked_to_upgrade: bool, ma
 }
 
 fn check_framing(headers: &mut HeaderMap) -> Result<(), String> {
+    let fields = Fields::of(headers);
+    if fields.has(Fields::TRANSFER_ENCODING) {
+        check_coding(headers, fields)?;
+    }
+    if fields.has(Fields::CONTENT_LENGTH) { check_length(headers) } else { Ok(()) }
+}
+
+/// The only coding is `chunked`, and it is the only framing.
+fn check_coding(headers: &HeaderMap, fields: Fields) -> Result<(), String> {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     if let Some(coding) = codings.next() {
         if codings.next().is_some() {
@@ -49,14 +59,16 @@ fn check_framing(headers: &mut HeaderMap) -> Result<(), String> {
         if !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked") {
             return Err("its Transfer-Encoding is not exactly `chunked`".to_owned());
         }
-        if headers.contains_key(CONTENT_LENGTH) {
+        if fields.has(Fields::CONTENT_LENGTH) {
             return Err("it has both Transfer-Encoding and Content-Length".to_owned());
         }
     }
-    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-    let Some(first) = lengths.next() else { return Ok(()) };
-    let repeated = headers.get_all(CONTENT_LENGTH).iter().count() > 1 || first.as_bytes().contains(&b',');
-    let mut length = None;
+    Ok(())
+}
+
+/// All lengths are numbers and the same.
+fn check_length(headers: &mut HeaderMap) -> Result<(), String> {
+    let (mut length, mut repeated) = (None, false);
     for value in headers.get_all(CONTENT_LENGTH) {
         for part in value.as_bytes().split(|byte| *byte == b',') {
             let part = part.trim_ascii();
@@ -67,6 +79,7 @@ fn check_framing(headers: &mut HeaderMap) -> Result<(), String> {
             if length.is_some_and(|length| length != number) {
                 return Err("it has differing Content-Lengths".to_owned());
             }
+            repeated |= length.is_some();
             length = Some(number);
         }
     }

@@ -10,7 +10,8 @@ mod lane;
 mod tests;
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::hash::{BuildHasher, Hash, Hasher};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
@@ -22,14 +23,31 @@ use crate::error::Error;
 use crate::origin::{Host, Origin};
 
 /// Which connections can stand in for each other.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Key {
+    /// Of all others, so that it is not made for each request.
+    hash: u64,
     /// Where it leads.
     pub(super) origin: Origin,
     /// What TLS verifies.
     pub(super) server: Host,
     /// HTTP/1.1 only, for an Upgrade.
     pub(super) http1: bool,
+}
+
+impl Key {
+    /// Of connections to `origin`.
+    pub(super) fn new(origin: Origin, server: Host, http1: bool) -> Key {
+        static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::default);
+        let hash = HASHER.hash_one((&origin, &server, http1));
+        Key { hash, origin, server, http1 }
+    }
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
 }
 
 /// The settings that matter here.

@@ -91,7 +91,7 @@ impl Transport {
                 let host =
                     HeaderValue::try_from(origin.authority()).map_err(|_| format!("{origin} is no authority"))?;
                 let server = settings.tls.server_name.clone().unwrap_or_else(|| origin.host.clone());
-                Ok(Endpoint { key: Arc::new(Key { origin: origin.clone(), server, http1: false }), host })
+                Ok(Endpoint { key: Arc::new(Key::new(origin.clone(), server, false)), host })
             })
             .collect::<Result<Vec<Endpoint>, String>>()?;
         let balance = Balance::new(endpoints.len().max(1));
@@ -144,7 +144,7 @@ impl Transport {
                 request::set_host(head, host);
             }
             let server = settings.tls.server_name.clone().unwrap_or_else(|| to.origin.host.clone());
-            return (Arc::new(Key { origin: to.origin.clone(), server, http1 }), None);
+            return (Arc::new(Key::new(to.origin.clone(), server, http1)), None);
         };
         let endpoint = &self.endpoints[load.index];
         attempt.uses(load.index);
@@ -156,10 +156,10 @@ impl Transport {
         }
         let key = match (names.server_asked_for, http1) {
             (false, false) => endpoint.key.clone(),
-            (false, true) => Arc::new(Key { http1, ..(*endpoint.key).clone() }),
+            (false, true) => Arc::new(Key::new(endpoint.key.origin.clone(), endpoint.key.server.clone(), http1)),
             (true, _) => {
                 let server = host_of(head).unwrap_or_else(|| to.origin.host.clone());
-                Arc::new(Key { origin: endpoint.key.origin.clone(), server, http1 })
+                Arc::new(Key::new(endpoint.key.origin.clone(), server, http1))
             }
         };
         (key, Some(load))

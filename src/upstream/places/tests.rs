@@ -53,11 +53,7 @@ type Fx = Effects<Fake, Fake, u32>;
 
 fn key(name: &str) -> Arc<Key> {
     let host = Host::parse(name).unwrap();
-    Arc::new(Key {
-        origin: Origin { scheme: Scheme::Https, host: host.clone(), port: 443 },
-        server: host,
-        http1: false,
-    })
+    Arc::new(Key::new(Origin { scheme: Scheme::Https, host: host.clone(), port: 443 }, host, false))
 }
 
 /// The core with its effects, so that a test reads as a story.
@@ -323,7 +319,7 @@ fn no_more_idle_ones_are_kept_than_asked_for() {
 fn what_a_lane_speaks_is_guessed_from_scheme_and_settings() {
     let a = key("a");
     assert_eq!(first_guess(&a, HttpVersion::Auto), Speaks::Unknown);
-    assert_eq!(first_guess(&Key { http1: true, ..(*a).clone() }, HttpVersion::Auto), Speaks::Http1);
+    assert_eq!(first_guess(&Key::new(a.origin.clone(), a.server.clone(), true), HttpVersion::Auto), Speaks::Http1);
     assert_eq!(first_guess(&a, HttpVersion::Http2), Speaks::Http2);
 }
 

@@ -129,7 +129,11 @@ impl Model {
         let mut story = Story::new(max, max_idle, Speaks::Unknown);
         let limits = Limits { max, max_idle, idle_timeout: Some(IDLE), keep_lanes };
         story.places = Places::new(limits);
-        let keys = LANES.map(|name| Arc::new(Key { http1: name == "plain", ..(*key(name)).clone() })).to_vec();
+        let lane = |name| {
+            let Key { origin, server, .. } = &*key(name);
+            Arc::new(Key::new(origin.clone(), server.clone(), name == "plain"))
+        };
+        let keys = LANES.map(lane).to_vec();
         Model {
             story,
             keys,
