@@ -125,6 +125,13 @@ async fn much_in_both_directions_at_once_arrives_whole_and_in_order() {
             end(&mut from_up).await;
         },
     );
+    eventually("every byte is counted", async || {
+        let metrics = proxy.metrics().await;
+        ["received", "sent"].iter().all(|direction| {
+            metrics.contains(&format!("outrigger_bytes_total{{direction=\"{direction}\",upstream=\"up\"}} {PLENTY}\n"))
+        })
+    })
+    .await;
     proxy.stop().await;
 }
 
@@ -234,7 +241,7 @@ async fn a_slow_reader_gets_every_byte() {
     let (origin, mut given) = origin().await;
     let proxy = Proxy::for_origin(&origin, "").await;
     let (mut app, mut upstream) = tunnel(proxy.connect().await, &origin, &mut given).await;
-    SockRef::from(&app).set_recv_buffer_size(8192).unwrap();
+    SockRef::from(&app).set_recv_buffer_size(64 * 1024).unwrap();
     let bytes = noise(7, 3 * MIB);
     tokio::join!(
         async {
