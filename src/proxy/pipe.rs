@@ -117,7 +117,8 @@ impl Pipe {
         Ok(self.held)
     }
 
-    /// Empties it into the socket: how much that took at once, or `None` where the system will not do it.
+    /// Empties it into the socket: how much that took at once, or `None` where the system will not do it
+    /// and what is in it is to be copied.
     ///
     /// # Errors
     /// As of a write.
@@ -127,6 +128,8 @@ impl Pipe {
             let poured = to.try_io(Interest::WRITABLE, || {
                 match splice(&self.read, None, to, None, self.held, SpliceFlags::NONBLOCK) {
                     Ok(n) => Ok(Some(n)),
+                    // Copying waits for memory.
+                    Err(Errno::NOMEM) => Ok(None),
                     Err(error) if is_refusal(error) => Ok(None),
                     Err(error) => Err(error.into()),
                 }

@@ -30,7 +30,7 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Pieces that one direction moves before the others have their turn.
 const TURNS: usize = 16;
 /// Bytes after which the others have theirs, too.
-const TURN: u64 = (TURNS * PIECE) as u64;
+const TURN: u64 = 1024 * 1024;
 /// Bytes that a direction copies before it is worth a pipe. Most tunnels carry less.
 const SMALL: u64 = 256 * 1024;
 /// Bytes that it copies before it asks again, where no pipe was to be had.
