@@ -25,6 +25,11 @@ pub(crate) enum Room {
 /// The limit as the first connection finds it: it is raised at start, and asking costs a system call.
 static LIMIT: LazyLock<u64> = LazyLock::new(|| getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX));
 
+/// How many there may be.
+pub(crate) fn limit() -> u64 {
+    *LIMIT
+}
+
 /// What is left for this one. The system gives out the lowest number that is free, so a high one says that all below it
 /// are taken: nothing needs counting.
 pub(crate) fn room(of: &impl AsRawFd) -> Room {

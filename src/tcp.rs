@@ -43,6 +43,15 @@ impl Tcp {
         TcpStream::connect(address).await.map(Tcp::System)
     }
 
+    /// The system's socket, where it is one.
+    pub(crate) fn system(&self) -> Option<&TcpStream> {
+        match self {
+            Tcp::System(stream) => Some(stream),
+            #[cfg(test)]
+            Tcp::Simulated(_) => None,
+        }
+    }
+
     /// Whether the process has descriptors left for it.
     pub(crate) fn room(&self) -> Room {
         match self {

@@ -17,6 +17,7 @@ use tokio::time::{Instant, Sleep, timeout};
 use crate::error::Error;
 use crate::proxy::head::{Bounds, Inspector, REFUSED_HEAD, REFUSED_METHOD, Verdict};
 use crate::proxy::socket::Socket;
+use crate::tcp::Tcp;
 
 /// How much is taken at once into our own memory, where hyper's own can't be used.
 const PIECE: usize = 2048;
@@ -493,6 +494,14 @@ impl Replayed {
     /// The connection, and what is to be read before it.
     pub(crate) fn into_parts(self) -> (Socket, Bytes) {
         (self.stream, self.first)
+    }
+
+    /// The connection itself, where nothing is above it or to be read before it.
+    pub(crate) fn plain(&self) -> Option<&Tcp> {
+        match &self.stream {
+            Socket::Tcp(stream) => Some(stream).filter(|_| self.first.is_empty()),
+            Socket::Stream(_) | Socket::Tls(_) => None,
+        }
     }
 
     /// Bytes that left so far, where a layer inside takes more than it passes on.

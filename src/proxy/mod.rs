@@ -8,6 +8,7 @@ mod http2;
 pub(crate) mod inside;
 pub(crate) mod io;
 pub mod listener;
+pub(crate) mod pipe;
 pub(crate) mod record;
 pub(crate) mod relay;
 pub(crate) mod respond;

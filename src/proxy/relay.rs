@@ -1,4 +1,5 @@
-//! Bytes both ways between two streams: tunnels and upgraded connections. An idle relay holds no buffers.
+//! Bytes both ways between two streams: tunnels and upgraded connections. An idle relay holds no buffers. What comes in bulk from
+//! one socket to another is left to the kernel; the rest is copied.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -12,9 +13,11 @@ use bytes::Buf;
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
 use crate::proxy::io::Replayed;
+use crate::proxy::pipe::Pipe;
 use crate::tcp::Tcp;
 
 /// One read. Each worker thread has one such buffer; a relay only owns what the other side didn't take.
@@ -26,6 +29,16 @@ const HALF_CLOSED: Duration = Duration::from_secs(5 * 60);
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Pieces that one direction moves before the others have their turn.
 const TURNS: usize = 16;
+/// Bytes after which the others have theirs, too.
+const TURN: u64 = 1024 * 1024;
+/// Bytes that a direction copies before it is worth a pipe. Most tunnels carry less.
+const SMALL: u64 = 256 * 1024;
+/// Bytes that it copies before it asks again, where no pipe was to be had.
+const AGAIN: u64 = 4 * 1024 * 1024;
+/// So much at once, and more is to be expected behind it.
+const BULK: usize = PIECE / 2;
+/// So much since the source had nothing, and it begins by pipe when it has something again.
+const BURST: u64 = 64 * 1024;
 
 thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; PIECE].into_boxed_slice());
@@ -35,6 +48,9 @@ thread_local! {
 pub(crate) trait Side: AsyncRead + AsyncWrite + Unpin {
     /// The other side was reset: so is this one to be, where it can.
     fn abort(&self);
+
+    /// The socket, where nothing is between it and us. From then on nothing ever is.
+    fn plain(&self) -> Option<&TcpStream>;
 }
 
 impl Side for Tcp {
@@ -42,22 +58,38 @@ impl Side for Tcp {
         // Where it fails the socket is gone already.
         let _ = self.set_zero_linger();
     }
+
+    fn plain(&self) -> Option<&TcpStream> {
+        self.system()
+    }
 }
 
 impl Side for Replayed {
     fn abort(&self) {
         Replayed::abort(self);
     }
+
+    fn plain(&self) -> Option<&TcpStream> {
+        Replayed::plain(self)?.system()
+    }
 }
 
 impl Side for TokioIo<Upgraded> {
     /// Its socket is out of reach; it is closed.
     fn abort(&self) {}
+
+    fn plain(&self) -> Option<&TcpStream> {
+        None
+    }
 }
 
 #[cfg(test)]
 impl Side for tokio::io::DuplexStream {
     fn abort(&self) {}
+
+    fn plain(&self) -> Option<&TcpStream> {
+        None
+    }
 }
 
 /// How a relay ended.
@@ -76,6 +108,9 @@ struct Way<'c> {
     /// What was read and not written yet.
     pending: Vec<u8>,
     written: usize,
+    /// The same, where it was not copied.
+    pipe: Option<Pipe>,
+    pace: Pace,
     state: Flow,
     /// Why its writing end takes nothing any more.
     lost: Option<io::Error>,
@@ -91,6 +126,50 @@ enum Flow {
     /// The reading end is at its end; the writing end is being told.
     Closing,
     Closed,
+}
+
+/// Whether what a way carries comes in bulk.
+struct Pace {
+    /// Bytes that came.
+    carried: u64,
+    /// Those since the source had nothing.
+    burst: u64,
+    /// Bytes that have to come before it goes by pipe.
+    copied_until: u64,
+    /// What comes next goes by pipe.
+    by_pipe: bool,
+}
+
+impl Pace {
+    fn new() -> Pace {
+        Pace { carried: 0, burst: 0, copied_until: SMALL, by_pipe: false }
+    }
+
+    /// So many came at once.
+    fn came(&mut self, n: usize) {
+        self.carried += n as u64;
+        self.burst += n as u64;
+        self.by_pipe = n >= BULK && self.carried >= self.copied_until;
+    }
+
+    /// The source has nothing. Where nothing came either, somebody else had woken us.
+    fn dry(&mut self) {
+        if self.burst > 0 {
+            self.by_pipe = self.burst >= BURST && self.carried >= self.copied_until;
+            self.burst = 0;
+        }
+    }
+
+    /// What comes next is to be read.
+    fn read_first(&mut self) {
+        self.by_pipe = false;
+    }
+
+    /// There was no pipe.
+    fn refused(&mut self) {
+        self.by_pipe = false;
+        self.copied_until = self.carried + AGAIN;
+    }
 }
 
 /// Which end of a way broke.
@@ -217,7 +296,16 @@ fn both<A: Side, B: Side>(
 
 impl<'c> Way<'c> {
     fn new(counter: &'c AtomicU64) -> Way<'c> {
-        Way { pending: Vec::new(), written: 0, state: Flow::Open, lost: None, last_words: false, counter }
+        Way {
+            pending: Vec::new(),
+            written: 0,
+            pipe: None,
+            pace: Pace::new(),
+            state: Flow::Open,
+            lost: None,
+            last_words: false,
+            counter,
+        }
     }
 
     /// Its reading end is at its end.
@@ -232,14 +320,33 @@ impl<'c> Way<'c> {
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        from: &mut (impl AsyncRead + Unpin),
-        to: &mut (impl AsyncWrite + Unpin),
+        from: &mut impl Side,
+        to: &mut impl Side,
+        moved: &mut u64,
+    ) -> io::Result<Poll<()>> {
+        let result = self.turn(cx, from, to, moved);
+        // What waits for a source needs none.
+        if let Some(pipe) = self.pipe.take_if(|pipe| pipe.held() == 0) {
+            pipe.give_back();
+        }
+        result
+    }
+
+    fn turn(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut impl Side,
+        to: &mut impl Side,
         moved: &mut u64,
     ) -> io::Result<Poll<()>> {
         if self.lost.is_some() {
             return Ok(Poll::Pending);
         }
+        let end = self.pace.carried + TURN;
         for _ in 0..TURNS {
+            if self.pace.carried >= end {
+                break;
+            }
             match self.step(cx, from, to, moved) {
                 Poll::Pending => return Ok(Poll::Pending),
                 Poll::Ready(Err(Broke::Reading(error))) => return Err(error),
@@ -250,6 +357,7 @@ impl<'c> Way<'c> {
                     // A peer that closes before it has read all makes writing fail while its last words lie unread.
                     self.lost = Some(error);
                     self.pending = Vec::new();
+                    self.pipe = None;
                     return Ok(Poll::Pending);
                 }
                 Poll::Ready(Ok(true)) => return Ok(Poll::Ready(())),
@@ -264,10 +372,11 @@ impl<'c> Way<'c> {
     fn step(
         &mut self,
         cx: &mut Context<'_>,
-        from: &mut (impl AsyncRead + Unpin),
-        to: &mut (impl AsyncWrite + Unpin),
+        from: &mut impl Side,
+        to: &mut impl Side,
         moved: &mut u64,
     ) -> Poll<Result<bool, Broke>> {
+        ready!(self.empty_pipe(cx, to, moved))?;
         while self.written < self.pending.len() {
             let n = ready!(Pin::new(&mut *to).poll_write(cx, &self.pending[self.written..])).map_err(Broke::Writing)?;
             self.count(n, moved)?;
@@ -286,17 +395,23 @@ impl<'c> Way<'c> {
             }
             Flow::Closed => return Poll::Ready(Ok(true)),
         }
+        if self.pace.by_pipe && self.fill_pipe(cx, from, to)? {
+            ready!(self.empty_pipe(cx, to, moved))?;
+            return Poll::Ready(Ok(false));
+        }
         SCRATCH.with_borrow_mut(|scratch| {
             let mut piece = ReadBuf::new(scratch);
             match Pin::new(&mut *from).poll_read(cx, &mut piece) {
                 Poll::Ready(result) => result.map_err(Broke::Reading)?,
                 Poll::Pending => {
+                    self.pace.dry();
                     // Layers that buffer (TLS) must not keep what was written.
                     ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(Broke::Writing)?;
                     return Poll::Pending;
                 }
             }
             let mut rest = piece.filled();
+            self.pace.came(rest.len());
             if rest.is_empty() {
                 if self.last_words {
                     ready!(Pin::new(&mut *to).poll_flush(cx)).map_err(Broke::Writing)?;
@@ -321,6 +436,53 @@ impl<'c> Way<'c> {
             }
             Poll::Ready(Ok(false))
         })
+    }
+
+    /// Takes what the source has into a pipe, if there is one to be had. Otherwise it is to be read.
+    fn fill_pipe(&mut self, cx: &mut Context<'_>, from: &impl Side, to: &impl Side) -> Result<bool, Broke> {
+        let (Some(source), Some(_)) = (from.plain(), to.plain()) else {
+            self.pace.refused();
+            return Ok(false);
+        };
+        if source.poll_read_ready(cx).is_pending() {
+            return Ok(false);
+        }
+        if self.pipe.is_none() {
+            self.pipe = Pipe::take();
+        }
+        let Some(pipe) = &mut self.pipe else {
+            self.pace.refused();
+            return Ok(false);
+        };
+        match pipe.fill(source).map_err(Broke::Reading)? {
+            0 => {
+                self.pace.read_first();
+                Ok(false)
+            }
+            n => {
+                self.pace.came(n);
+                Ok(true)
+            }
+        }
+    }
+
+    /// Ready once nothing is in the pipe.
+    fn empty_pipe(&mut self, cx: &mut Context<'_>, to: &impl Side, moved: &mut u64) -> Poll<Result<(), Broke>> {
+        while let Some(pipe) = self.pipe.as_mut().filter(|pipe| pipe.held() > 0) {
+            let taken = match to.plain() {
+                Some(to) => ready!(pipe.poll_empty(cx, to)).map_err(Broke::Writing)?,
+                None => None,
+            };
+            match taken {
+                Some(n) => self.count(n, moved)?,
+                None => {
+                    if let Some(pipe) = self.pipe.take() {
+                        self.pending = pipe.into_bytes().map_err(Broke::Writing)?;
+                    }
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn count(&self, n: usize, moved: &mut u64) -> Result<(), Broke> {

@@ -30,6 +30,7 @@ mod requests;
 mod secrets;
 mod silence;
 mod smuggling;
+mod splice;
 mod storms;
 mod trailers;
 mod uploads;
