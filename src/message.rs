@@ -237,11 +237,11 @@ pub struct Attempt {
     pub exchange: Arc<Exchange>,
     /// `timeouts.connect` of its route.
     pub connect_timeout: Option<Duration>,
-    /// Use a new connection, not one from the pool: the free replacement of a stale one.
-    pub fresh: bool,
     /// The endpoint (index into `to`) that the attempt before used, to be avoided where there is another.
     pub avoid: Option<usize>,
     phase: AtomicU8,
+    /// It is on the free replacement of a stale connection.
+    renewed: AtomicBool,
     endpoint: AtomicU32,
     /// What the answer was in; 0 until there is one.
     http: AtomicU8,
@@ -255,9 +255,9 @@ impl Attempt {
         Attempt {
             exchange,
             connect_timeout,
-            fresh: false,
             avoid: None,
             phase: AtomicU8::new(Phase::Waiting as u8),
+            renewed: AtomicBool::new(false),
             endpoint: AtomicU32::new(u32::MAX),
             http: AtomicU8::new(0),
             timed_out: AtomicBool::new(false),
@@ -282,6 +282,17 @@ impl Attempt {
     /// Starts over with another connection, when it is proven that nothing of it was sent on the last one.
     pub fn start_over(&self) {
         self.phase.store(Phase::Waiting as u8, Ordering::Relaxed);
+    }
+
+    /// Starts over, once and for free, with a new connection in the place of a stale one from the pool.
+    pub fn renew(&self) {
+        self.renewed.store(true, Ordering::Relaxed);
+        self.start_over();
+    }
+
+    /// Whether it wants a new connection, not one from the pool.
+    pub fn is_renewed(&self) -> bool {
+        self.renewed.load(Ordering::Relaxed)
     }
 
     /// How far it has got.

@@ -2,7 +2,7 @@
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use http::header::HeaderMap;
@@ -53,32 +53,29 @@ impl<T: Transport> Call<'_, T> {
     /// One attempt: the clocks around the transport, one free replacement of a stale connection, and the verdict.
     pub(super) async fn attempt(&mut self, admission: Admission) -> Result<http::Response<Box<Carry<T::Body>>>> {
         let policies = self.policies;
-        let mut first = Attempt::new(self.exchange.clone(), policies.settings.timeouts.connect);
-        first.avoid = self.endpoint;
-        let mut second = Attempt::new(self.exchange.clone(), policies.settings.timeouts.connect);
-        second.fresh = true;
-        let attempts = [first, second];
-        let current = AtomicUsize::new(0);
-        let phase = || attempts[current.load(Ordering::Relaxed)].phase();
+        let mut attempt = Attempt::new(self.exchange.clone(), policies.settings.timeouts.connect);
+        attempt.avoid = self.endpoint;
+        let attempt = attempt;
 
-        let mut running = Running::new(&policies.lane, self.exchange, &attempts[0], admission);
+        let mut running = Running::new(&policies.lane, self.exchange, &attempt, admission);
         let span = running.span();
         let clocks = policies.clocks(self.deadline, self.body.is_some());
         let result = {
             let send = pin!(async {
-                match self.send(&attempts[0], span).await {
+                match self.send(&attempt, span).await {
                     Err(error) if self.is_stale(&error) => {
                         policies.upstream.retried(RetryReason::StaleConnection);
-                        current.store(1, Ordering::Relaxed);
-                        self.send(&attempts[1], span).await
+                        attempt.renew();
+                        // Rare: boxed it takes no room in every request's future.
+                        Box::pin(self.send(&attempt, span)).await
                     }
                     result => result,
                 }
             });
-            let result = running.run(self.exchange, clocks, phase, send).await;
+            let result = running.run(self.exchange, clocks, || attempt.phase(), send).await;
             if let Err(Error::AttemptTimeout { .. } | Error::Deadline { .. }) = &result {
                 // Before `send` is dropped: its connection wants to know why.
-                attempts[current.load(Ordering::Relaxed)].time_out();
+                attempt.time_out();
             }
             result
         };
@@ -90,12 +87,11 @@ impl<T: Transport> Call<'_, T> {
         let app_gone = upload.app_gone.load(Ordering::Relaxed);
         let result = result.map_err(|error| if app_gone { Error::AppGone } else { error });
 
-        let current = current.load(Ordering::Relaxed);
-        let used = attempts[current].endpoint();
+        let used = attempt.endpoint();
         running.note(|span| {
             span.endpoint = used;
-            span.replaced = current == 1;
-            span.version = attempts[current].version();
+            span.replaced = attempt.is_renewed();
+            span.version = attempt.version();
             match &result {
                 Ok(answer) => span.status = Some(answer.status().as_u16()),
                 Err(error) => span.failed(error),

@@ -108,7 +108,7 @@ impl Transport for Script {
         attempt.reached(Phase::Sending);
         let body = body.collect().await?.to_bytes();
 
-        self.seen.lock().unwrap().push(Seen { headers: head.headers, body, fresh: attempt.fresh });
+        self.seen.lock().unwrap().push(Seen { headers: head.headers, body, fresh: attempt.is_renewed() });
         let (status, header, body) = match step {
             Step::Answer(status, body) => (status, None, body),
             Step::AnswerWith(status, name, value) => (status, Some((name, value)), ""),
@@ -182,7 +182,7 @@ pub(crate) struct Bench {
 
 /// What an app got, and what the exchange noted.
 pub(crate) struct Got {
-    pub(crate) result: Result<http::Response<Carry<TestBody>>>,
+    pub(crate) result: Result<http::Response<Box<Carry<TestBody>>>>,
     pub(crate) exchange: Arc<Exchange>,
     pub(crate) took: Duration,
 }

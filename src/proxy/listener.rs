@@ -223,8 +223,7 @@ pub(crate) type Answering = Pin<Box<dyn Future<Output = Result<Response<Response
 
 /// Boxed, so that an idle connection holds no room for a request.
 fn answering(connection: &Arc<Connection>, request: Request<Incoming>) -> Answering {
-    let connection = Arc::clone(connection);
-    Box::pin(async move { Ok(super::serve(connection, request).await) })
+    Box::pin(super::serve(Arc::clone(connection), request))
 }
 
 #[cfg(test)]

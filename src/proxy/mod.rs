@@ -19,6 +19,7 @@ pub(crate) mod unwind;
 pub(crate) mod upgrade;
 pub(crate) mod way;
 
+use std::convert::Infallible;
 use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -175,7 +176,7 @@ struct Way {
 pub(crate) fn serve(
     connection: Arc<Connection>,
     request: Request<Incoming>,
-) -> impl Future<Output = Response<ResponseBody>> + Send {
+) -> impl Future<Output = Result<Response<ResponseBody>, Infallible>> + Send {
     let table = connection.proxy.table.load();
     let fields = Fields::of(request.headers());
     let parent = fields.has(Fields::TRACEPARENT).then(|| headers::trace_parent(request.headers())).flatten();
@@ -218,10 +219,10 @@ pub(crate) fn serve(
         };
         let mut response = match result {
             Ok(Outcome::Answer(response)) => answered(&connection, response, asked, old, record),
-            Ok(Outcome::Upgrade(response, app)) => return upgraded(&connection, response, app, record),
-            Ok(Outcome::Tunnel(stream, app)) => return tunnelled(&connection, stream, app, record),
+            Ok(Outcome::Upgrade(response, app)) => return Ok(upgraded(&connection, response, app, record)),
+            Ok(Outcome::Tunnel(stream, app)) => return Ok(tunnelled(&connection, stream, app, record)),
             Ok(Outcome::Inside(upstream, target, app)) => {
-                return intercepted(&connection, upstream, target, app, record);
+                return Ok(intercepted(&connection, upstream, target, app, record));
             }
             Err(error) => refused(&connection, error, asked, record),
         };
@@ -233,7 +234,7 @@ pub(crate) fn serve(
         if asked.http1 && closes {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
-        response
+        Ok(response)
     }
 }
 

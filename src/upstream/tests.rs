@@ -337,8 +337,8 @@ async fn a_stale_connection_that_took_the_request_is_told_to_be_reused() {
     fetch(&transport).await.unwrap();
     let error = fetch(&transport).await.unwrap_err();
     assert!(matches!(error, Error::Reset { sent: Sent::Maybe, reused: true, answer_began: false, .. }), "{error:?}");
-    let mut fresh = attempt();
-    fresh.fresh = true;
+    let fresh = attempt();
+    fresh.renew();
     assert!(send(&transport, get(), AttemptBody::empty(), &fresh).await.is_ok());
     assert_eq!(server.count(), 2);
 }
@@ -348,8 +348,8 @@ async fn a_fresh_attempt_takes_no_idle_connection() {
     let server = Server::answering(OK).await;
     let transport = transport(settings(&[http(server.address)]));
     fetch(&transport).await.unwrap();
-    let mut fresh = attempt();
-    fresh.fresh = true;
+    let fresh = attempt();
+    fresh.renew();
     send(&transport, get(), AttemptBody::empty(), &fresh).await.unwrap();
     assert_eq!(server.count(), 2);
 }

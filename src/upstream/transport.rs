@@ -232,7 +232,7 @@ impl Transport {
     ) -> Result<http::Response<UpstreamBody>> {
         let mut tries = 0;
         loop {
-            let fresh = attempt.fresh || tries >= STALE_TRIES;
+            let fresh = attempt.is_renewed() || tries >= STALE_TRIES;
             let mut lease = match self.pool.checkout(key, fresh, attempt).await {
                 Ok(lease) => lease,
                 Err(error) => {
@@ -263,7 +263,7 @@ impl Transport {
                     return Ok(http::Response::from_parts(head, body));
                 }
                 Err(Unanswered::Unsent(unsent, detail)) => {
-                    if tries > STALE_TRIES || attempt.fresh && tries > 0 {
+                    if tries > STALE_TRIES || attempt.is_renewed() && tries > 0 {
                         return Err(Error::Reset { sent: Sent::No, reused, answer_began: false, detail });
                     }
                     attempt.start_over();
