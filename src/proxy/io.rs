@@ -662,4 +662,24 @@ mod tests {
             );
         }
     }
+
+    #[tokio::test]
+    async fn what_hyper_gives_back_is_read_again_before_what_came_since() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut app = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let clock = Duration::from_secs(60);
+        let bounds = Bounds { bytes: 1024, fields: 10 };
+        let socket = Socket::Tcp(stream.into());
+        let mut io = AppIo::new(socket, BytesMut::new(), Instant::now() + clock, Arc::default(), bounds, clock);
+        app.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET").await.unwrap();
+        let mut got = [0; 27];
+        io.read_exact(&mut got).await.unwrap();
+        io.take_back(&got[20..]);
+        app.write_all(b" /2 HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        std::future::poll_fn(|cx| io.poll_wake(cx)).await.unwrap();
+        let mut got = [0; 35];
+        io.read_exact(&mut got).await.unwrap();
+        assert_eq!(&got, b": a\r\n\r\nGET /2 HTTP/1.1\r\nHost: a\r\n\r\n");
+    }
 }
