@@ -13,6 +13,7 @@ use http_body::{Body, Frame, SizeHint};
 use crate::error::{Error, Result};
 use crate::message::Exchange;
 use crate::policy::carry::Carry;
+use crate::proxy::idle::UnderWay;
 use crate::proxy::io::Link;
 use crate::proxy::record::Record;
 use crate::upstream::transport::UpstreamBody;
@@ -28,6 +29,8 @@ pub struct ResponseBody {
     claims_length: bool,
     /// It broke; said once hyper had a chance to send what came before.
     broken: Option<Error>,
+    /// Over HTTP/1, until hyper has all of it.
+    under_way: Option<UnderWay>,
 }
 
 enum Inner {
@@ -40,7 +43,7 @@ enum Inner {
 
 impl ResponseBody {
     fn new(inner: Inner, record: Option<Box<Record>>) -> ResponseBody {
-        ResponseBody { inner, record, sent: 0, reset: None, claims_length: false, broken: None }
+        ResponseBody { inner, record, sent: 0, reset: None, claims_length: false, broken: None, under_way: None }
     }
 
     /// No body; the answer is not the end of its request.
@@ -78,6 +81,11 @@ impl ResponseBody {
             self.reset = Some(Arc::clone(link));
         }
         self
+    }
+
+    /// Its request is under way for as long as it lives.
+    pub(crate) fn hold(&mut self, under_way: UnderWay) {
+        self.under_way = Some(under_way);
     }
 
     /// Whose bytes it is, and how long the app may leave them untaken.

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -113,7 +114,7 @@ pub(crate) fn start(
     tokio::spawn(async move {
         let Ok(upgraded) = app.await else { return };
         let ended = tunnel.proxy.drain.ended.clone();
-        listener::until(ended, tunnel.serve(tunnel::app_side(upgraded), record)).await;
+        listener::until(ended, pin!(tunnel.serve(tunnel::app_side(upgraded), record))).await;
     });
 }
 

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
@@ -50,6 +50,13 @@ pub(crate) struct Link {
     broken: Mutex<Option<&'static str>>,
     /// What the stand-in request is to be answered with.
     refusal: Mutex<Option<Error>>,
+    /// Requests whose heads hyper passed on; how many of them have ended, with their answers.
+    begun: AtomicU32,
+    ended: AtomicU32,
+    /// hyper waits for a head of which no byte has come.
+    quiet: AtomicBool,
+    /// hyper may hold bytes of an answer that it could not write yet.
+    unflushed: AtomicBool,
 }
 
 impl Link {
@@ -71,6 +78,40 @@ impl Link {
     fn was_declined(&self, cx: &Context<'_>) -> bool {
         *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Some(cx.waker().clone());
         self.declined.swap(false, Ordering::AcqRel)
+    }
+
+    /// hyper passed a request on.
+    pub(crate) fn begin(&self) {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// All of its answer was given to hyper, or there is none.
+    pub(crate) fn end(&self) {
+        self.ended.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many requests hyper has passed on so far, in a circle.
+    pub(crate) fn begun(&self) -> u32 {
+        self.begun.load(Ordering::Relaxed)
+    }
+
+    /// hyper waits for a head of which no byte has come, or no longer does.
+    pub(crate) fn reads_nothing(&self, quiet: bool) {
+        self.quiet.store(quiet, Ordering::Relaxed);
+    }
+
+    /// hyper may hold bytes that it could not write yet, or holds none.
+    pub(crate) fn holds(&self, unflushed: bool) {
+        self.unflushed.store(unflushed, Ordering::Relaxed);
+    }
+
+    fn is_unflushed(&self) -> bool {
+        self.unflushed.load(Ordering::Relaxed)
+    }
+
+    /// Whether nothing at all is under way: every answer has been written, and nothing of a next request has come.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.quiet.load(Ordering::Relaxed) && !self.is_unflushed() && self.begun() == self.ended.load(Ordering::Relaxed)
     }
 
     /// Whether an OPTIONS is of a URL without a path. To be asked once for each, in order.
@@ -129,8 +170,6 @@ pub(crate) struct AppIo {
     /// Runs while a head is half there.
     clock: Option<Pin<Box<Sleep>>>,
     stall: Stall,
-    /// hyper may hold bytes of an answer that it could not write yet.
-    unflushed: bool,
     /// Until when bytes are read away after the last answer; `None` until that is sent.
     linger: Option<Instant>,
 }
@@ -162,7 +201,6 @@ impl AppIo {
             header_timeout,
             clock: Some(Box::pin(tokio::time::sleep_until(deadline))),
             stall: Stall::default(),
-            unflushed: false,
             linger: None,
         }
     }
@@ -171,6 +209,28 @@ impl AppIo {
     pub(crate) fn into_parts(mut self) -> Option<(Socket, Bytes)> {
         let stream = self.stream.take()?;
         Some((stream, std::mem::take(&mut self.held).freeze()))
+    }
+
+    /// Waits for the app to say something or hang up, without hyper and without room for what it will say. The next read gets
+    /// that.
+    ///
+    /// # Errors
+    /// As a read.
+    pub(crate) fn poll_wake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.held.is_empty() {
+            self.fresh = ready!(self.fill(cx))? > 0;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Takes back what was passed on last.
+    pub(crate) fn take_back(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            let mut held = BytesMut::from(bytes);
+            held.extend_from_slice(&self.held);
+            self.held = held;
+            self.ready += bytes.len();
+        }
     }
 
     fn stream(&mut self) -> io::Result<Pin<&mut Socket>> {
@@ -223,6 +283,10 @@ impl AppIo {
                 self.broke(what);
             }
         }
+        if !self.inspector.in_head() || self.held.len() == self.ready {
+            // Of the next head nothing has come.
+            self.clock = None;
+        }
         self.link.arrived.store(self.inspector.between(), Ordering::Relaxed);
     }
 
@@ -271,6 +335,7 @@ impl AppIo {
 impl AsyncRead for AppIo {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let me = self.get_mut();
+        me.link.reads_nothing(false);
         if me.link.opaque.load(Ordering::Relaxed) && !me.inspector.opaque() {
             me.inspector.open();
         }
@@ -309,7 +374,9 @@ impl AsyncRead for AppIo {
             }
             if me.held.is_empty() {
                 let before = buf.filled().len();
-                ready!(me.stream()?.poll_read(cx, buf))?;
+                let polled = me.stream()?.poll_read(cx, buf);
+                me.link.reads_nothing(polled.is_pending() && me.inspector.in_head());
+                ready!(polled)?;
                 let new = &buf.filled()[before..];
                 if new.is_empty() {
                     return Poll::Ready(Ok(()));
@@ -346,12 +413,7 @@ impl AsyncRead for AppIo {
                     me.refuse(Error::BadRequest("the connection ended in the middle of a head"));
                 }
                 Poll::Ready(Ok(0)) => return Poll::Ready(Ok(())),
-                Poll::Ready(Ok(_)) => {
-                    me.judge();
-                    if !me.inspector.in_head() || me.held.len() == me.ready {
-                        me.clock = None;
-                    }
-                }
+                Poll::Ready(Ok(_)) => me.judge(),
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => {
                     ready!(me.poll_clock(cx));
@@ -365,7 +427,7 @@ impl AsyncRead for AppIo {
 impl AsyncWrite for AppIo {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let me = self.get_mut();
-        me.unflushed = true;
+        me.link.holds(true);
         let polled = me.stream()?.poll_write(cx, buf);
         me.wrote(cx, polled)
     }
@@ -374,12 +436,13 @@ impl AsyncWrite for AppIo {
         let me = self.get_mut();
         // hyper comes here when it has written all that it holds.
         let polled = me.stream()?.poll_flush(cx);
-        me.unflushed = polled.is_pending();
+        me.link.holds(polled.is_pending());
         me.wrote(cx, polled)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let me = self.get_mut();
+        me.link.reads_nothing(false);
         if me.linger.is_none() {
             if me.link.reset.load(Ordering::Relaxed) {
                 return Poll::Ready(Ok(()));
@@ -420,7 +483,7 @@ impl AsyncWrite for AppIo {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let me = self.get_mut();
-        me.unflushed = true;
+        me.link.holds(true);
         let polled = me.stream()?.poll_write_vectored(cx, bufs);
         me.wrote(cx, polled)
     }
@@ -434,7 +497,7 @@ impl Drop for AppIo {
     fn drop(&mut self) {
         let Some(mut stream) = self.stream.take() else { return };
         // Dropped in the middle of an answer, as the end of the drain does.
-        let cut = self.unflushed && self.linger.is_none();
+        let cut = self.link.is_unflushed() && self.linger.is_none();
         if cut || self.link.reset.load(Ordering::Relaxed) {
             stream.abort();
         } else if matches!(stream, Socket::Tls(_))
@@ -607,5 +670,25 @@ mod tests {
                 if whole { Ok(6) } else { Err(io::ErrorKind::ConnectionReset) }
             );
         }
+    }
+
+    #[tokio::test]
+    async fn what_hyper_gives_back_is_read_again_before_what_came_since() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut app = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let clock = Duration::from_secs(60);
+        let bounds = Bounds { bytes: 1024, fields: 10 };
+        let socket = Socket::Tcp(stream.into());
+        let mut io = AppIo::new(socket, BytesMut::new(), Instant::now() + clock, Arc::default(), bounds, clock);
+        app.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET").await.unwrap();
+        let mut got = [0; 27];
+        io.read_exact(&mut got).await.unwrap();
+        io.take_back(&got[20..]);
+        app.write_all(b" /2 HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        std::future::poll_fn(|cx| io.poll_wake(cx)).await.unwrap();
+        let mut got = [0; 35];
+        io.read_exact(&mut got).await.unwrap();
+        assert_eq!(&got, b": a\r\n\r\nGET /2 HTTP/1.1\r\nHost: a\r\n\r\n");
     }
 }

@@ -1,12 +1,13 @@
 //! Accepting connections of apps, finding out what they speak, and serving them.
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::BytesMut;
@@ -14,7 +15,7 @@ use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -25,6 +26,7 @@ use crate::frames::PREFACE;
 use crate::proxy::admission::{self, Place};
 use crate::proxy::body::ResponseBody;
 use crate::proxy::head::Bounds;
+use crate::proxy::idle::{UnderWay, Watch};
 use crate::proxy::io::{AppIo, Link, Replayed};
 use crate::proxy::socket::Socket;
 use crate::proxy::target::LastHost;
@@ -115,19 +117,20 @@ pub(crate) fn admit(stream: Tcp, door: &Door, open: &Arc<AtomicUsize>, proxy: &A
         let ended = proxy.drain.ended.clone();
         match door {
             Door::Plain(entry) => {
-                until(ended, speak(Socket::Tcp(stream), BytesMut::new(), &proxy, local, entry, place)).await;
+                let served = pin!(speak(Socket::Tcp(stream), BytesMut::new(), &proxy, local, entry, place));
+                until(ended, served).await;
             }
-            Door::Tls => until(ended, inside::accept(stream, &proxy, local, place)).await,
+            Door::Tls => until(ended, Box::pin(inside::accept(stream, &proxy, local, place)).as_mut()).await,
         }
     });
 }
 
-/// Serves a connection to its end, or until the drain ends and a moment more.
-pub(crate) async fn until(ended: CancellationToken, served: impl Future<Output = ()>) {
-    let mut served = pin!(served);
+/// Serves a connection to its end, or until the drain ends and a moment more. It is pinned elsewhere: what is passed to an async
+/// function and pinned there has room twice.
+pub(crate) async fn until(ended: CancellationToken, mut served: Pin<&mut impl Future<Output = ()>>) {
     tokio::select! {
         biased;
-        () = &mut served => return,
+        () = served.as_mut() => return,
         () = ended.cancelled() => {}
     }
     // What has no answer yet gets one: some apps repeat a request whose connection just closes.
@@ -155,7 +158,8 @@ pub(crate) async fn speak(
         let connection =
             Arc::new(Connection { proxy, entry, local, link: None, place, retired, last_host: LastHost::default() });
         let handler = move |request| answering(&connection, request);
-        http2::serve(Replayed::new(stream, first.freeze()), &limits, metrics, begun, handler).await;
+        // Boxed, as most connections are of the other kind.
+        Box::pin(http2::serve(Replayed::new(stream, first.freeze()), &limits, metrics, begun, handler)).await;
     } else {
         let link = Arc::new(Link::default());
         let connection = Arc::new(Connection {
@@ -191,31 +195,74 @@ async fn sniff(mut stream: Socket, mut first: BytesMut, deadline: Instant) -> Op
     Some((stream, first))
 }
 
-/// Serves HTTP/1 until the connection is closed.
+/// Serves HTTP/1 until the connection is closed. hyper has it only while it is in use (see `idle`).
 async fn http1<H>(stream: Socket, first: BytesMut, deadline: Instant, link: Arc<Link>, limits: &Limits, handler: H)
 where
     H: Fn(Request<Incoming>) -> Answering + Send + 'static,
 {
     let bytes = usize::try_from(limits.max_header_bytes).unwrap_or(usize::MAX);
     let fields = limits.max_headers.get() as usize;
-    let io = AppIo::new(stream, first, deadline, link, Bounds { bytes, fields }, limits.header_timeout);
+    let bounds = Bounds { bytes, fields };
+    let mut io = AppIo::new(stream, first, deadline, Arc::clone(&link), bounds, limits.header_timeout);
+    let counted = Arc::clone(&link);
+    let mut service = service_fn(move |request| {
+        let under_way = UnderWay::begin(&counted);
+        let answer = handler(request);
+        async move {
+            let mut answer = answer.await?;
+            answer.body_mut().hold(under_way);
+            Ok::<_, Infallible>(answer)
+        }
+    });
+    loop {
+        // Boxed, so that its room is free while the connection idles.
+        let mut served = Some(Box::new(builder(bounds).serve_connection(TokioIo::new(io), service).with_upgrades()));
+        let mut watch = Watch::default();
+        let ended = poll_fn(|cx| {
+            let served = served.as_mut().expect("it is taken below and nowhere else");
+            match Pin::new(&mut **served).poll(cx) {
+                Poll::Ready(ended) => Poll::Ready(Some(ended)),
+                Poll::Pending => watch.poll(cx, &link).map(|()| None),
+            }
+        });
+        match ended.await {
+            Some(Ok(())) => return,
+            Some(Err(error)) => {
+                tracing::debug!(%error, "a connection of an app's ended early");
+                return;
+            }
+            None => {}
+        }
+        drop(watch);
+        (io, service) = {
+            let Some(parts) = served.take().and_then(|served| served.into_parts()) else { return };
+            let mut io = parts.io.into_inner();
+            io.take_back(&parts.read_buf);
+            // Nothing of the buffer is to live on here: an empty one too has all of its memory.
+            (io, parts.service)
+        };
+        if let Err(error) = poll_fn(|cx| io.poll_wake(cx)).await {
+            tracing::debug!(%error, "an idle connection of an app's broke");
+            return;
+        }
+    }
+}
+
+/// How hyper serves HTTP/1.
+fn builder(bounds: Bounds) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
-        .timer(TokioTimer::new())
         // Heads are timed by our own IO, which can tell an idle connection from a half-sent head.
         .header_read_timeout(None)
         .preserve_header_case(true)
         .auto_date_header(false)
-        .max_buf_size(bytes.saturating_add(1024).max(BUFFER).max(MIN_BUFFER));
+        .max_buf_size(bounds.bytes.saturating_add(1024).max(BUFFER).max(MIN_BUFFER));
     // hyper's default is 100 as well, but a number that was set makes it clear two tables for each request.
-    if fields != 100 {
+    if bounds.fields != 100 {
         // The stand-in for a refused head has two fields.
-        builder.max_headers(fields.max(2));
+        builder.max_headers(bounds.fields.max(2));
     }
-    let served = builder.serve_connection(TokioIo::new(io), service_fn(handler)).with_upgrades();
-    if let Err(error) = served.await {
-        tracing::debug!(%error, "a connection of an app's ended early");
-    }
+    builder
 }
 
 /// An answer on its way.
@@ -420,6 +467,23 @@ mod tests {
         app.write_all(b"GET / HTTP/1.1\r\nHo").await.unwrap();
         let got = read_all(&mut app).await;
         assert!(got.starts_with("HTTP/1.1 408 "), "{got}");
+    }
+
+    #[tokio::test]
+    async fn the_clock_of_a_head_begins_with_its_first_byte() {
+        let limits = Limits { header_timeout: Duration::from_millis(400), ..limits() };
+        let (mut app, _) = serving(limits, length).await;
+        let mut buf = [0; 1024];
+        // The first request comes whole.
+        app.write_all(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").await.unwrap();
+        assert!(app.read(&mut buf).await.unwrap() > 0);
+        assert!(timeout(Duration::from_millis(500), app.read(&mut buf)).await.is_err());
+        app.write_all(b"GET / HTTP/1.1\r\nHo").await.unwrap();
+        // It is not refused at once.
+        assert!(timeout(Duration::from_millis(100), app.read(&mut buf)).await.is_err());
+        app.write_all(b"st: a\r\n\r\n").await.unwrap();
+        let n = app.read(&mut buf).await.unwrap();
+        assert!(buf[..n].starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&buf[..n]));
     }
 
     #[tokio::test]

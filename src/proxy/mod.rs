@@ -5,6 +5,7 @@ pub mod body;
 pub mod head;
 pub mod headers;
 mod http2;
+mod idle;
 pub(crate) mod inside;
 pub(crate) mod io;
 pub mod listener;

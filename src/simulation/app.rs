@@ -69,7 +69,12 @@ impl Asked {
             pause: Duration::from_millis(if rng.u32(0..20) == 0 { rng.u64(0..2500) } else { rng.u64(0..20) }),
             chunked: rng.u32(0..3) == 0,
             absolute: rng.bool(),
-            wait: Duration::from_millis(if rng.u32(0..4) == 0 { rng.u64(0..2500) } else { rng.u64(0..40) }),
+            wait: Duration::from_millis(match rng.u32(0..8) {
+                // Some of these find their connection taken for idle, or are there at the very moment.
+                0..2 => rng.u64(0..2500),
+                2 => rng.u64(450..1100),
+                _ => rng.u64(0..40),
+            }),
             hang_up: (hangs_up && rng.bool()).then(|| Duration::from_millis(rng.u64(0..longest))),
             enough: (hangs_up && rng.u32(0..3) == 0).then(|| rng.u64(0..3000)),
             slow: Duration::from_millis(if rng.u32(0..30) == 0 { rng.u64(0..500) } else { 0 }),

@@ -22,6 +22,7 @@ mod frames;
 mod h2_apps;
 mod h2_floods;
 mod h2_upstreams;
+mod idle;
 mod judge;
 mod machine;
 mod names;

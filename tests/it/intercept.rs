@@ -298,6 +298,46 @@ async fn an_idle_connection_inside_does_not_hold_the_drain() {
 }
 
 #[tokio::test]
+async fn a_connection_inside_that_idled_serves_on_and_ends_as_one_in_use_does() {
+    // Longer than a connection is kept ready for its next request.
+    const IDLE: std::time::Duration = std::time::Duration::from_millis(1300);
+    let origin = Origin::answering(OK).await;
+    let dir = tempfile::tempdir().unwrap();
+    let text = |https: &str| {
+        text(dir.path(), &origin, "shutdown: {quiet: 10ms, grace: 1m}\n").replace("https: intercept\n", https)
+    };
+    let proxy = Proxy::start(&text("https: intercept\n")).await;
+    let app = trusting(dir.path(), &["http/1.1"]);
+    let get = "GET / HTTP/1.1\r\nHost: api.test\r\n\r\n";
+    let mut streams = Vec::new();
+    for _ in 0..4 {
+        let mut stream = tls(&app, "api.test", connect(&proxy, "api.test:443").await).await.unwrap();
+        stream.write_all(get.as_bytes()).await.unwrap();
+        stream.read_exact(&mut [0; OK.len()]).await.unwrap();
+        streams.push(stream);
+    }
+    let [serves, leaves, retires, drains] = &mut streams[..] else { unreachable!() };
+    for _ in 0..2 {
+        tokio::time::sleep(IDLE).await;
+        let (first, rest) = get.split_at(1);
+        serves.write_all(first.as_bytes()).await.unwrap();
+        serves.write_all(rest.as_bytes()).await.unwrap();
+        let mut got = [0; OK.len()];
+        serves.read_exact(&mut got).await.unwrap();
+        assert_eq!(got, OK.as_bytes());
+    }
+    // Each end is with a farewell: without it reading fails.
+    leaves.shutdown().await.unwrap();
+    assert_eq!(leaves.read(&mut [0; 1]).await.unwrap(), 0);
+    assert!(proxy.reload(&text("https: tunnel\n")).await.took_effect());
+    let got = ask(retires, get).await;
+    assert!(got.starts_with("HTTP/1.1 200 ") && got.contains("connection: close"), "{got}");
+    assert!(proxy.drain().await);
+    assert_eq!(drains.read(&mut [0; 1]).await.unwrap(), 0);
+    proxy.stop().await;
+}
+
+#[tokio::test]
 async fn an_upgrade_inside_is_relayed() {
     let origin = Origin::scripted(|mut conn| async move {
         conn.request().await.unwrap();
