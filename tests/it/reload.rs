@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
-use crate::operator::{config, held_upstream, start, through, upstream};
+use crate::operator::{Rig, config, held_upstream, start, through, upstream};
+use crate::support::eventually;
 
 #[tokio::test]
 async fn a_change_takes_effect_and_is_told() {
@@ -45,6 +46,21 @@ async fn a_changed_file_is_noticed_by_itself() {
         assert!(Instant::now() < end, "not noticed within 5 s");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+#[tokio::test]
+async fn a_file_that_a_reload_brought_in_is_watched_at_once() {
+    let up = upstream().await.address;
+    let rig = start(&config(up, ""));
+    let more = rig.path.with_file_name("attempt");
+    std::fs::write(&more, "7s").unwrap();
+    rig.write(&config(up, &format!("    timeouts: {{attempt: '${{file:{}}}'}}\n", more.display())));
+    // Before the watch has noticed the edit by itself.
+    assert_eq!(rig.post("/reload", "").await.status, 200);
+    let reloads = |rig: &Rig| rig.app.metrics().sample(r#"outrigger_config_reloads_total{result="success"}"#);
+    let before = reloads(&rig);
+    std::fs::write(&more, "9s").unwrap();
+    eventually("the new file's change is noticed", async || reloads(&rig) > before).await;
 }
 
 #[tokio::test]
