@@ -73,15 +73,12 @@ fn unmapped(ip: IpAddr) -> IpAddr {
 }
 
 /// All listeners of a configuration.
-pub(crate) fn own_addresses<'a>(
-    listeners: &'a Listeners,
-    upstreams: &'a [crate::config::Upstream],
-) -> impl Iterator<Item = SocketAddr> + 'a {
+pub(crate) fn own_addresses(listeners: &Listeners) -> impl Iterator<Item = SocketAddr> + '_ {
     std::iter::once(listeners.proxy)
         .chain(listeners.admin)
         .chain(listeners.probes)
         .chain(listeners.tls)
-        .chain(upstreams.iter().filter_map(|upstream| upstream.listen))
+        .chain(listeners.own.iter().copied())
 }
 
 /// Reads the target and checks it against the Host header (RFC 9112 section 3.2, RFC 9113 section 8.3.1). `plain` is the
