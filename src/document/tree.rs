@@ -217,8 +217,10 @@ impl Node {
             return over.clone();
         };
         let mut entries = base.entries().to_vec();
+        let inherited = entries.len();
         for entry in written {
-            match entries.iter_mut().find(|inherited| inherited.key == entry.key) {
+            // Only among what was there: a file with very many keys of its own must not take their square.
+            match entries[..inherited].iter_mut().find(|inherited| inherited.key == entry.key) {
                 Some(inherited) => {
                     let built_in = built_in.and_then(|built_in| built_in.get(&entry.key));
                     let value = Node::merge(Some(&inherited.value), &entry.value, built_in);

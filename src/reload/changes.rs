@@ -41,11 +41,14 @@ struct Upstreams<'a> {
     new: &'a Config,
     /// Lines for each pair that was compared, below what it stands in. The blocks are kept so that their addresses stay
     /// their own.
-    blocks: HashMap<Pair, (Sides<Arc<Node>>, Arc<[String]>)>,
+    blocks: HashMap<Pair, Compared>,
 }
 
 /// The addresses of two blocks, null for one that is not there, and the key of both.
 type Pair = (*const Node, *const Node, Arc<str>);
+
+/// The blocks themselves and what differs.
+type Compared = (Sides<Arc<Node>>, Arc<[String]>);
 
 /// Before and after, as far as it is there.
 type Sides<T> = (Option<T>, Option<T>);
