@@ -60,15 +60,22 @@ struct World {
     listeners: Listeners,
     /// `None` while a look at it is under way.
     watch: Option<Watch>,
+    /// Tables that were replaced, until the last request that began under them has ended: to free a large one takes
+    /// longer than a request should wait for.
+    replaced: Vec<Arc<Table>>,
 }
 
 /// A new configuration with all that could fail done.
 struct Ready {
     config: Arc<Config>,
     warnings: Vec<Problem>,
+    /// What differs from the configuration in effect.
+    changes: Vec<String>,
     watch: Watch,
+    /// A file changed while it was read.
+    torn: bool,
     listeners: listeners::Plan,
-    table: Table,
+    table: Arc<Table>,
 }
 
 impl Reloader {
@@ -103,7 +110,7 @@ impl Reloader {
             past,
             live: Arc::default(),
             addresses: Shared::new(Arc::new(listeners.all())),
-            world: Mutex::new(World { listeners, watch: Some(Watch::new(config.files.clone())) }),
+            world: Mutex::new(World { listeners, watch: Some(Watch::new(config.files.clone())), replaced: Vec::new() }),
         }))
     }
 
@@ -174,6 +181,7 @@ impl Reloader {
 
     async fn poll(self: &Arc<Self>) {
         let mut world = self.world.lock().await;
+        world.bury();
         let Some(mut watch) = world.watch.take() else { return };
         let looked = spawn_blocking(move || {
             let changed = watch.changed();
@@ -195,61 +203,77 @@ impl Reloader {
     }
 
     async fn reload_alone(self: &Arc<Self>, world: &mut World, cause: Cause) -> Arc<Status> {
+        let start = Instant::now();
         let status = match self.prepare(world).await {
-            Ok(ready) => self.swap(world, ready, cause),
+            Ok(ready) => self.swap(world, ready, cause, start).await,
             Err(problems) => {
+                let (table, metrics) = (self.proxy.table.load(), self.proxy.metrics.clone());
                 // A new upstream may have got as far as its counters.
-                self.proxy.table.load().forget_others(&self.proxy.metrics);
+                aside(move || table.forget_others(&metrics)).await;
                 Status::refused(cause, problems)
             }
         };
         let news = cause != Cause::Again || *status.problems != *self.last.load().problems;
         let status = Arc::new(status);
         if news {
-            status.tell(&self.last.load());
+            let (told, before) = (status.clone(), self.last.load());
+            // A line for each change: a thousand where a default changed.
+            aside(move || told.tell(&before)).await;
             self.proxy.metrics.reload(status.took_effect());
             self.past.note(&status);
             self.last.store(status.clone());
         }
+        world.bury();
         status
     }
 
-    /// Everything that can fail. The world is not touched.
+    /// Everything that can fail. The world is not touched. What takes time with the number of upstreams is done on threads
+    /// that no request waits for.
     async fn prepare(&self, world: &World) -> Result<Ready, Vec<Problem>> {
         let source = self.source.clone();
         let old = self.proxy.table.load();
+        let (watch, files) = (world.watch.clone(), old.config.files.clone());
         let loaded = spawn_blocking(move || {
+            // The watch begins with what the files held before they were read, so a change from here on is seen.
+            let mut watch = watch.map_or_else(
+                || Watch::new(files),
+                |mut watch| {
+                    watch.changed();
+                    watch
+                },
+            );
             let loaded = source.load().map_err(|message| vec![sentence(message)])?;
             let Problems { errors, warnings } = loaded.problems;
             let config = loaded.config.ok_or(errors)?;
-            // The watch begins with what the files hold now, so a change from here on is seen.
-            let watch = Watch::new(config.files.clone());
-            Ok::<_, Vec<Problem>>((Arc::new(config), warnings, watch))
+            watch.follow(config.files.clone());
+            let torn = watch.clone().changed();
+            Ok::<_, Vec<Problem>>((Arc::new(config), warnings, watch, torn))
         })
         .await;
-        let (config, warnings, watch) = loaded.map_err(|_| internal())??;
+        let (config, warnings, watch, torn) = loaded.map_err(|_| internal())??;
         let plan =
             world.listeners.plan(&config).map_err(|problems| problems.into_iter().map(sentence).collect::<Vec<_>>())?;
         let own = plan.addresses();
         let (metrics, replay) = (self.proxy.metrics.clone(), self.replay.clone());
         let new = config.clone();
-        // System roots are read from files, so not on a thread that requests wait for.
-        let table = spawn_blocking(move || {
+        let made = spawn_blocking(move || {
+            // System roots are read from files here.
             let connector =
                 old.connector.evolve(&new.dns, &new.egress, own).map_err(|problem| vec![sentence(problem)])?;
-            Table::evolve(Some(&old), new, connector, &metrics, &replay)
-                .map_err(|problems| problems.into_iter().map(sentence).collect::<Vec<_>>())
+            let changes = changes::between(&old.config, &new);
+            let table = Table::evolve(Some(&old), new, connector, &metrics, &replay)
+                .map_err(|problems| problems.into_iter().map(sentence).collect::<Vec<_>>())?;
+            Ok::<_, Vec<Problem>>((Arc::new(table), changes))
         })
         .await;
-        let table = table.map_err(|_| internal())??;
-        Ok(Ready { config, warnings, watch, listeners: plan, table })
+        let (table, changes) = made.map_err(|_| internal())??;
+        Ok(Ready { config, warnings, changes, watch, torn, listeners: plan, table })
     }
 
     /// The new world takes over. Nothing here can fail.
-    fn swap(self: &Arc<Self>, world: &mut World, ready: Ready, cause: Cause) -> Status {
-        let Ready { config, warnings, watch, listeners, table } = ready;
+    async fn swap(self: &Arc<Self>, world: &mut World, ready: Ready, cause: Cause, start: Instant) -> Status {
+        let Ready { config, warnings, changes, watch, torn, listeners, table } = ready;
         let old = self.proxy.table.load();
-        let table = Arc::new(table);
         self.proxy.table.store(table.clone());
         if let Some(logging) = &self.logging {
             logging.apply(&config.log);
@@ -263,12 +287,13 @@ impl Reloader {
         }
         // What is closed here was served under the old table; connections it accepted live on.
         drop(closed);
-        // A file that changed while it was read is read again at the next look.
-        let torn = world.watch.as_mut().is_some_and(Watch::changed);
-        world.watch = if torn { world.watch.take() } else { Some(watch) };
-        table.take_over(Some(&old), &self.proxy.metrics);
-        let mut status = Status::took(cause, changes::between(&old.config, &config), warnings);
+        world.watch = Some(watch);
+        world.replaced.push(old.clone());
+        let metrics = self.proxy.metrics.clone();
+        aside(move || table.take_over(Some(&old), &metrics)).await;
+        let mut status = Status::took(cause, changes, warnings);
         status.torn = torn;
+        status.duration = start.elapsed();
         status
     }
 
@@ -287,6 +312,21 @@ impl Reloader {
         };
         tokio::spawn(listener::serve(socket, door, self.proxy.clone(), stop));
     }
+}
+
+impl World {
+    /// Frees the tables that nobody uses any more.
+    fn bury(&mut self) {
+        let unused: Vec<_> = self.replaced.extract_if(.., |table| Arc::strong_count(table) == 1).collect();
+        if !unused.is_empty() {
+            spawn_blocking(move || drop(unused));
+        }
+    }
+}
+
+/// Does something where no request waits for it. A panic is logged, and what it was to do is left undone.
+async fn aside(act: impl FnOnce() + Send + 'static) {
+    let _ = spawn_blocking(act).await;
 }
 
 fn access(config: &Config, logging: Option<&Logging>) -> AccessLog {

@@ -43,6 +43,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -266,7 +267,14 @@ impl Admin {
                 show(StatusCode::OK, &json!({"failures": api::failures(&failures)}))
             }
             Endpoint::Events => self.events(link, &head.method),
-            Endpoint::Config => show(StatusCode::OK, &self.table.load().config.effective),
+            Endpoint::Config => {
+                let config = self.table.load().config.clone();
+                // With a thousand upstreams that is more than a request should wait for.
+                match spawn_blocking(move || config.effective()).await {
+                    Ok(effective) => show(StatusCode::OK, &effective),
+                    Err(_) => problem(StatusCode::INTERNAL_SERVER_ERROR, "an internal error, logged as a panic"),
+                }
+            }
             Endpoint::LastReload => show(StatusCode::OK, &self.reloader.last().json()),
             Endpoint::Reloads => show(StatusCode::OK, &json!({"reloads": self.reloader.past().json()})),
             Endpoint::Reload => self.reload().await,

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Args;
 use serde_json::json;
@@ -104,7 +105,7 @@ fn text(path: &Path, loaded: &Loaded, strict: bool) -> String {
 fn notes(loaded: &Loaded) -> Vec<String> {
     let upstreams = loaded.config.iter().flat_map(|config| &config.upstreams);
     let intercepted = upstreams.filter(|upstream| upstream.connect == Connect::Intercept);
-    let note = |upstream: &Upstream| {
+    let note = |upstream: &Arc<Upstream>| {
         let hosts: Vec<String> = upstream.hosts.iter().map(ToString::to_string).collect();
         format!(
             "upstreams.{}: TLS that apps make to {} ends in Outrigger, which sees what is inside; the apps have to trust its CA \

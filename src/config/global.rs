@@ -56,7 +56,7 @@ pub(crate) fn listeners(reader: &mut Reader<'_>) -> Option<Listeners> {
                 Some(help.into()),
             );
         }
-        Some(Listeners { proxy: proxy?, admin, admin_token, probes, tls })
+        Some(Listeners { proxy: proxy?, admin, admin_token, probes, tls, own: Vec::new() })
     })?
 }
 

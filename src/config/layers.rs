@@ -104,6 +104,11 @@ impl Layers {
         map_like(&merged, entries)
     }
 
+    /// Whether upstreams inherit the same values from both, as far as can be told quickly.
+    pub(crate) fn upstreams_inherit_as(&self, other: &Layers) -> bool {
+        self.upstream_base.shows_as(&other.upstream_base)
+    }
+
     /// An upstream over `defaults` over the built-in values.
     pub(crate) fn upstream(&self, written: &Arc<Node>) -> Arc<Node> {
         let written = written.in_layer(Layer::Upstream);

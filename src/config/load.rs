@@ -4,15 +4,14 @@ use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde_json::{Map, Value as Json};
-
 use crate::config::layers::Layers;
 use crate::config::schema::Scope;
 use crate::config::tls::Files;
 use crate::config::upstream::{self, Seen};
-use crate::config::{Config, checks, effective, global, intercept, schema};
+use crate::config::{Config, Listeners, checks, global, intercept, schema};
 use crate::document::expand::{self, Sources};
 use crate::document::parse::MAX_BYTES;
+use crate::document::read::Known;
 use crate::document::tree::{Layer, Node};
 use crate::document::{Place, Problem, Problems, Reader, file};
 use crate::units::show_size;
@@ -177,8 +176,8 @@ fn read(layers: &Layers, tls: &mut Files<'_>, problems: &RefCell<Problems>) -> O
     let ignored = RefCell::new(Problems::default());
     let unmatched = upstream::unmatched(&mut Reader::new(&unmatched_node, "unmatched", &ignored), tls);
 
-    let mut effective_upstreams = Map::new();
-    let upstreams = upstreams(&mut reader, layers, tls, problems, &mut effective_upstreams);
+    let upstreams = upstreams(&mut reader, layers, tls, problems);
+    let own = upstreams.iter().filter_map(|upstream| upstream.listen).collect();
     let egress = reader.section("egress", global::egress);
     let intercept = reader.section("intercept", |reader| intercept::intercept(reader, tls)).flatten();
     let dns = reader.section("dns", global::dns);
@@ -190,33 +189,18 @@ fn read(layers: &Layers, tls: &mut Files<'_>, problems: &RefCell<Problems>) -> O
     reader.reserved(schema::RESERVED);
     reader.finish();
 
-    let (egress, limits) = (egress?, limits?);
-    let mut effective = effective::value(&top, "");
-    if let Json::Object(map) = &mut effective {
-        let deny: Vec<String> = egress.deny.0.iter().map(ToString::to_string).collect();
-        if let Some(Json::Object(shown)) = map.get_mut("egress") {
-            shown.insert("deny".to_owned(), deny.into());
-        }
-        if let Some(Json::Object(shown)) = map.get_mut("limits") {
-            shown.insert("replay_memory".to_owned(), show_size(limits.replay_memory).into());
-        }
-        map.insert("unmatched".to_owned(), effective::value(&unmatched_node, ""));
-        map.insert("upstreams".to_owned(), Json::Object(effective_upstreams));
-        map.remove("defaults");
-    }
     Some(Config {
-        listeners: listeners?,
+        listeners: Listeners { own, ..listeners? },
         upstreams,
         unmatched,
         intercept,
-        egress,
+        egress: egress?,
         dns: dns?,
-        limits,
+        limits: limits?,
         shutdown: shutdown?,
         log: log?,
         trace_send: trace_send?,
         files: Vec::new(),
-        effective,
         layers: layers.clone(),
     })
 }
@@ -226,8 +210,7 @@ fn upstreams(
     layers: &Layers,
     tls: &mut Files<'_>,
     problems: &RefCell<Problems>,
-    effective: &mut Map<String, Json>,
-) -> Vec<super::Upstream> {
+) -> Vec<Arc<super::Upstream>> {
     let Some(node) = reader.raw("upstreams") else { return Vec::new() };
     if !node.is_map() {
         let help = Some("write each upstream's name as a key below".to_owned());
@@ -235,6 +218,7 @@ fn upstreams(
         return Vec::new();
     }
     let mut seen = Seen::default();
+    let known = Known::default();
     let mut upstreams = Vec::with_capacity(node.entries().len());
     for entry in node.entries() {
         let path = format!("upstreams.{}", entry.key);
@@ -252,26 +236,15 @@ fn upstreams(
             continue;
         }
         let merged = layers.upstream(&entry.value);
-        let mut reader = Reader::new(&merged, path.as_str(), problems);
+        let mut reader = Reader::new(&merged, path.as_str(), problems).knowing(&known);
         if entry.value.is_null() {
             reader.stand_at(entry.place.clone());
         }
         let read = upstream::upstream(&mut reader, &entry.key, &merged, layers, tls, &mut seen);
         reader.finish();
-        effective.insert(entry.key.to_string(), show(&merged, layers));
-        upstreams.push(read);
+        upstreams.push(Arc::new(read));
     }
     upstreams
-}
-
-/// One upstream as `/config` shows it, each route merged.
-fn show(merged: &Arc<Node>, layers: &Layers) -> Json {
-    let mut shown = effective::value(merged, "");
-    if let (Json::Object(map), Some(routes)) = (&mut shown, merged.get("routes")) {
-        let routes = routes.items().iter().map(|route| effective::value(&layers.route(merged, route), ""));
-        map.insert("routes".to_owned(), routes.collect());
-    }
-    shown
 }
 
 /// Lines may be shown beside problems, so what is secret in them is blanked: a token that is written out, passwords in URLs.

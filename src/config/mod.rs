@@ -34,7 +34,7 @@ pub struct Config {
     /// Where apps and operators connect.
     pub listeners: Listeners,
     /// In the order of the file.
-    pub upstreams: Vec<Upstream>,
+    pub upstreams: Vec<Arc<Upstream>>,
     /// What hosts that no upstream names get: built-in `connect`, `idle`, `tunnel_idle` and retries of what was never
     /// sent; the rest only where `defaults` writes it.
     pub unmatched: Unmatched,
@@ -54,13 +54,17 @@ pub struct Config {
     pub trace_send: bool,
     /// Every file that was read for it, and is watched: the configuration itself, certificates, keys, CAs, `${file:}`.
     pub files: Vec<PathBuf>,
-    /// The effective configuration as `/config` shows it: merged, secrets hidden.
-    pub effective: serde_json::Value,
     /// Where each value comes from.
     pub layers: layers::Layers,
 }
 
 impl Config {
+    /// The effective configuration as `/config` shows it: merged, secrets hidden. Made when it is asked for, since it is
+    /// larger than all else that is kept of a file.
+    pub fn effective(&self) -> serde_json::Value {
+        effective::whole(self)
+    }
+
     /// Where a value of the effective configuration comes from: the path is as in problems, with a route by its name, as in
     /// `upstreams.stripe.routes.charges.timeouts.attempt`. `None` where there is no such value.
     pub fn origin_of(&self, path: &str) -> Option<layers::Source> {
@@ -81,6 +85,8 @@ pub struct Listeners {
     pub probes: Option<SocketAddr>,
     /// Ends TLS by SNI, for apps that take us for the host itself.
     pub tls: Option<SocketAddr>,
+    /// The upstreams' own ports, in their order.
+    pub own: Vec<SocketAddr>,
 }
 
 /// A string that is never shown.

@@ -15,12 +15,12 @@ use crate::document::file;
 const COARSE: Duration = Duration::from_secs(2);
 
 /// The files of one configuration as they were when it was looked at last.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Watch {
     files: Vec<Watched>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Watched {
     path: PathBuf,
     stamp: Option<Stamp>,

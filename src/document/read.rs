@@ -1,6 +1,8 @@
 //! Reading a merged tree into types that cannot be wrong, noting every mistake on the way.
 
+use std::any::{Any, TypeId};
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,12 +23,46 @@ pub struct Reader<'t> {
     /// Keys of a later version: asked for, but not to be proposed.
     reserved: Vec<&'static str>,
     problems: &'t RefCell<Problems>,
+    known: Option<&'t Known>,
+}
+
+/// Blocks that were read before, without a problem. A thousand upstreams that write no `retry` share one block of it, which
+/// need not be read a thousand times.
+#[derive(Default)]
+pub struct Known(RefCell<HashMap<(*const Node, TypeId), Read>>);
+
+/// A block, kept so that its address stays its own, and what was read of it: an `Option` of its type.
+type Read = (Arc<Node>, Box<dyn Any>);
+
+impl Known {
+    fn get<T: Clone + 'static>(&self, node: &Arc<Node>) -> Option<Option<T>> {
+        let known = self.0.borrow();
+        known.get(&(Arc::as_ptr(node), TypeId::of::<T>()))?.1.downcast_ref::<Option<T>>().cloned()
+    }
+
+    fn keep<T: Clone + 'static>(&self, node: &Arc<Node>, value: &Option<T>) {
+        let read: Read = (node.clone(), Box::new(value.clone()));
+        self.0.borrow_mut().insert((Arc::as_ptr(node), TypeId::of::<T>()), read);
+    }
 }
 
 impl<'t> Reader<'t> {
     /// Reads a mapping. Anything else reads as one without keys; whoever makes the reader has noted that.
     pub fn new(node: &'t Node, path: impl Into<String>, problems: &'t RefCell<Problems>) -> Reader<'t> {
-        Reader { node, path: path.into(), place: written(node), asked: Vec::new(), reserved: Vec::new(), problems }
+        Reader {
+            node,
+            path: path.into(),
+            place: written(node),
+            asked: Vec::new(),
+            reserved: Vec::new(),
+            problems,
+            known: None,
+        }
+    }
+
+    /// Reads blocks that are shared with what was read before only once.
+    pub fn knowing(self, known: &'t Known) -> Reader<'t> {
+        Reader { known: Some(known), ..self }
     }
 
     /// Whether the key is there and not null (an inherited or built-in value counts).
@@ -244,8 +280,15 @@ impl<'t> Reader<'t> {
             Value::Map(_) => {
                 let place = written(node).or_else(|| self.place.clone());
                 let path = self.path_of(key);
-                let mut inner =
-                    Reader { node, path, place, asked: Vec::new(), reserved: Vec::new(), problems: self.problems };
+                let mut inner = Reader {
+                    node,
+                    path,
+                    place,
+                    asked: Vec::new(),
+                    reserved: Vec::new(),
+                    problems: self.problems,
+                    known: self.known,
+                };
                 let value = read(&mut inner);
                 inner.finish();
                 Some(value)
@@ -257,6 +300,28 @@ impl<'t> Reader<'t> {
                 None
             }
         }
+    }
+
+    /// As [`Reader::block`], of what other mappings share: where it was read before without a problem it is not read again.
+    /// `T` must say all that was read, and stand for one way of reading.
+    pub fn shared_block<T: Clone + 'static>(
+        &mut self,
+        key: &'static str,
+        read: impl FnOnce(&mut Reader<'_>) -> T,
+    ) -> Option<T> {
+        let shared = self.node.get(key).filter(|node| Arc::strong_count(node) > 1);
+        let (Some(known), Some(node)) = (self.known, shared) else { return self.block(key, read) };
+        if let Some(value) = known.get(node) {
+            self.asked.push(key);
+            return value;
+        }
+        let count = |problems: &RefCell<Problems>| (problems.borrow().errors.len(), problems.borrow().warnings.len());
+        let before = count(self.problems);
+        let value = self.block(key, read);
+        if count(self.problems) == before {
+            known.keep(node, &value);
+        }
+        value
     }
 
     /// As [`Reader::block`], where `off` makes no sense.
@@ -320,7 +385,15 @@ impl<'t> Reader<'t> {
             return None;
         }
         let place = written(node).or_else(|| self.place.clone());
-        Some(Reader { node, path, place, asked: Vec::new(), reserved: Vec::new(), problems: self.problems })
+        Some(Reader {
+            node,
+            path,
+            place,
+            asked: Vec::new(),
+            reserved: Vec::new(),
+            problems: self.problems,
+            known: self.known,
+        })
     }
 
     /// Where a key's value stands in the file; the block's place where the file doesn't write it.

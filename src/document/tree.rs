@@ -175,6 +175,24 @@ impl Node {
         self.scalar().is_some_and(Scalar::is_off)
     }
 
+    /// Whether the other tree surely shows the same values, wherever they are written: without `${…}`, in the same order.
+    pub fn shows_as(&self, other: &Node) -> bool {
+        if std::ptr::eq(self, other) {
+            return true;
+        }
+        match (&self.value, &other.value) {
+            (Value::Scalar(a), Value::Scalar(b)) => {
+                a.text == b.text && a.plain == b.plain && a.expansion.is_none() && b.expansion.is_none()
+            }
+            (Value::List(a), Value::List(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.shows_as(b)),
+            (Value::Map(a), Value::Map(b)) => {
+                let same = |(a, b): (&Entry, &Entry)| a.key == b.key && a.value.shows_as(&b.value);
+                a.len() == b.len() && a.iter().zip(b).all(same)
+            }
+            (Value::Scalar(_) | Value::List(_) | Value::Map(_), _) => false,
+        }
+    }
+
     /// The same tree, written by another layer.
     pub fn in_layer(self: &Arc<Node>, layer: Layer) -> Arc<Node> {
         let value = match &self.value {
@@ -199,8 +217,10 @@ impl Node {
             return over.clone();
         };
         let mut entries = base.entries().to_vec();
+        let inherited = entries.len();
         for entry in written {
-            match entries.iter_mut().find(|inherited| inherited.key == entry.key) {
+            // Only among what was there: a file with very many keys of its own must not take their square.
+            match entries[..inherited].iter_mut().find(|inherited| inherited.key == entry.key) {
                 Some(inherited) => {
                     let built_in = built_in.and_then(|built_in| built_in.get(&entry.key));
                     let value = Node::merge(Some(&inherited.value), &entry.value, built_in);

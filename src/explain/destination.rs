@@ -125,7 +125,7 @@ impl Way<'_> {
     }
 
     fn judge(&self, origin: &Origin, exempt: bool) -> Verdict {
-        let own = own_addresses(&self.config.listeners, &self.config.upstreams).collect();
+        let own = own_addresses(&self.config.listeners).collect();
         let rules = Egress { deny: self.config.egress.deny.clone(), own };
         let judged = match &origin.host {
             Host::Ip(ip) => rules.allowed([*ip], origin.port, exempt, self.allow),

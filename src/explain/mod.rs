@@ -198,7 +198,7 @@ fn fill(config: &Config, question: &Question, explanation: &mut Explanation) -> 
         }
     };
     let by_port = own_port(config, question).is_some();
-    let upstream = at.map(|at| &config.upstreams[at]);
+    let upstream = at.map(|at| &*config.upstreams[at]);
 
     let tunnel = question.is_tunnel();
     if tunnel || explanation.inside {

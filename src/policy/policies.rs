@@ -35,17 +35,17 @@ impl Settings {
     /// Reads the policy blocks of a merged mapping (an upstream's or a route's).
     pub fn read(reader: &mut Reader<'_>) -> Settings {
         Settings {
-            timeouts: reader.block("timeouts", timeout::Settings::read).unwrap_or(timeout::Settings {
+            timeouts: reader.shared_block("timeouts", timeout::Settings::read).unwrap_or(timeout::Settings {
                 connect: None,
                 attempt: None,
                 request: None,
                 idle: None,
                 tunnel_idle: None,
             }),
-            retry: reader.block("retry", retry::Settings::read),
-            circuit_breaker: reader.block("circuit_breaker", breaker::Settings::read),
-            rate_limit: reader.block("rate_limit", rate_limit::Settings::read).flatten(),
-            concurrency: reader.block("concurrency", concurrency::Settings::read).flatten(),
+            retry: reader.shared_block("retry", retry::Settings::read),
+            circuit_breaker: reader.shared_block("circuit_breaker", breaker::Settings::read),
+            rate_limit: reader.shared_block("rate_limit", rate_limit::Settings::read).flatten(),
+            concurrency: reader.shared_block("concurrency", concurrency::Settings::read).flatten(),
         }
     }
 }

@@ -315,7 +315,7 @@ fn prepare(
 
     if target.form == Form::Authority {
         record.routed(upstream, &upstream.lane);
-        way::may_tunnel(&table.config, upstream.config.as_ref(), &target)?;
+        way::may_tunnel(&table.config, upstream.config.as_deref(), &target)?;
         let app = hyper::upgrade::on(&mut request);
         if upstream.intercepts() {
             return Ok(Step::Inside { upstream: way.upstream, target, app });

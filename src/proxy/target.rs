@@ -74,15 +74,12 @@ fn unmapped(ip: IpAddr) -> IpAddr {
 }
 
 /// All listeners of a configuration.
-pub(crate) fn own_addresses<'a>(
-    listeners: &'a Listeners,
-    upstreams: &'a [crate::config::Upstream],
-) -> impl Iterator<Item = SocketAddr> + 'a {
+pub(crate) fn own_addresses(listeners: &Listeners) -> impl Iterator<Item = SocketAddr> + '_ {
     std::iter::once(listeners.proxy)
         .chain(listeners.admin)
         .chain(listeners.probes)
         .chain(listeners.tls)
-        .chain(upstreams.iter().filter_map(|upstream| upstream.listen))
+        .chain(listeners.own.iter().copied())
 }
 
 /// What the Host header of a connection's last request meant. Most apps ask for the same one again.

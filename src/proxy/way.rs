@@ -14,7 +14,7 @@ use crate::upstream::route;
 /// # Errors
 /// [`Error::Loop`] for one of Outrigger's own listeners, [`Error::Denied`] by `egress.unmatched`.
 pub(crate) fn admit<U>(config: &Config, local: SocketAddr, target: &Target, found: Option<U>) -> Result<Option<U>> {
-    if target.is_own(local, own_addresses(&config.listeners, &config.upstreams)) {
+    if target.is_own(local, own_addresses(&config.listeners)) {
         return Err(Error::Loop);
     }
     if found.is_none() && !config.egress.forward_unmatched {

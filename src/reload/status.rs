@@ -47,6 +47,8 @@ pub struct Status {
     pub warnings: Vec<Problem>,
     /// A file changed while it was read, so that another reload follows.
     pub(super) torn: bool,
+    /// How long it took until the new configuration was in effect, reading included.
+    pub(super) duration: Duration,
 }
 
 impl Status {
@@ -55,11 +57,27 @@ impl Status {
     }
 
     pub(super) fn took(cause: Cause, changed: Vec<String>, warnings: Vec<Problem>) -> Status {
-        Status { cause, at: SystemTime::now(), changed, problems: Vec::new(), warnings, torn: false }
+        Status {
+            cause,
+            at: SystemTime::now(),
+            changed,
+            problems: Vec::new(),
+            warnings,
+            torn: false,
+            duration: Duration::ZERO,
+        }
     }
 
     pub(super) fn refused(cause: Cause, problems: Vec<Problem>) -> Status {
-        Status { cause, at: SystemTime::now(), changed: Vec::new(), problems, warnings: Vec::new(), torn: false }
+        Status {
+            cause,
+            at: SystemTime::now(),
+            changed: Vec::new(),
+            problems,
+            warnings: Vec::new(),
+            torn: false,
+            duration: Duration::ZERO,
+        }
     }
 
     /// Whether the file, as it was read then, is the configuration in effect.
@@ -87,7 +105,9 @@ impl Status {
         for change in &self.changed {
             tracing::info!(change, "a setting changed");
         }
-        tracing::info!(cause, changes = self.changed.len(), again = self.torn, "the configuration was reloaded");
+        let milliseconds = u64::try_from(self.duration.as_millis()).unwrap_or(u64::MAX);
+        let (changes, again) = (self.changed.len(), self.torn);
+        tracing::info!(cause, changes, milliseconds, again, "the configuration was reloaded");
     }
 
     /// As `POST /reload` answers.

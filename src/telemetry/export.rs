@@ -4,10 +4,9 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use prometheus::IntCounter;
 use tokio::time::Instant;
 
-use crate::telemetry::metrics::Families;
+use crate::telemetry::metrics::{Families, IntCounter};
 
 /// How often a trouble that lasts is told.
 const TELL_EVERY: Duration = Duration::from_secs(60);

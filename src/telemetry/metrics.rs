@@ -3,17 +3,19 @@
 
 mod children;
 mod families;
+mod series;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{Registry, TextEncoder};
 
 pub(super) use children::{Codes, Lazy, METHODS, method_index};
-pub(super) use families::{BOUNDS, Families};
+pub(super) use families::{BOUNDS, Families, IntCounterVec, IntGaugeVec};
+use series::Shown;
+pub(super) use series::{Histogram, IntCounter, IntGauge};
 
 use crate::telemetry::export::SpanReport;
 use crate::telemetry::report::{Gauge, LaneReport, UpstreamReport};
@@ -92,8 +94,11 @@ pub struct Connections {
 
 /// The process's metrics.
 pub struct Metrics {
-    registry: Registry,
+    /// Of what the process itself uses.
+    process: Registry,
     families: Families,
+    /// The same, as they are shown.
+    shown: Vec<Arc<dyn Shown>>,
     upstreams: Mutex<HashMap<String, Arc<UpstreamReport>>>,
     lanes: Mutex<HashMap<(String, String), Arc<LaneReport>>>,
     /// Log lines dropped so far, as the log's writer counts them. One scrape at a time, so that none is counted twice.
@@ -101,11 +106,11 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// An own registry, with the process collector.
+    /// All families, and the process collector.
     pub fn new() -> Arc<Metrics> {
-        let registry = Registry::new();
-        let families = Families::new(&registry);
-        registry.register(Box::new(ProcessCollector::for_self())).expect("the process collector is registered once");
+        let process = Registry::new();
+        let (families, shown) = Families::new();
+        process.register(Box::new(ProcessCollector::for_self())).expect("the process collector is registered once");
         for limit in Limit::ALL {
             families.limit_refused.with_label_values(&[limit.as_str()]);
         }
@@ -117,8 +122,9 @@ impl Metrics {
             .with_label_values(&[env!("CARGO_PKG_VERSION"), option_env!("OUTRIGGER_REVISION").unwrap_or("unknown")])
             .set(1);
         Arc::new(Metrics {
-            registry,
+            process,
             families,
+            shown,
             upstreams: Mutex::default(),
             lanes: Mutex::default(),
             dropped: Mutex::new(Box::new(|| 0)),
@@ -144,10 +150,12 @@ impl Metrics {
     /// Removes the series of upstreams and lanes that are not in `keep` (upstream, route; an empty route is the
     /// upstream's own). Who still holds such a reporter counts into nothing.
     pub fn retain(&self, keep: &dyn Fn(&str, &str) -> bool) {
+        let mut gone = false;
         lock(&self.upstreams).retain(|name, report| {
             let kept = keep(name, "");
             if !kept {
                 report.retire();
+                gone = true;
             }
             kept
         });
@@ -155,10 +163,14 @@ impl Metrics {
             let kept = keep(upstream, route);
             if !kept {
                 report.retire();
+                gone = true;
             }
             kept
         });
-        self.families.prune(keep);
+        // Every series has a reporter, so where none is gone there is nothing to look for.
+        if gone {
+            self.families.prune(keep);
+        }
     }
 
     /// Something was refused because of `limits`.
@@ -219,31 +231,18 @@ impl Metrics {
             let counted = self.families.log_lines_dropped.get();
             self.families.log_lines_dropped.inc_by(dropped().saturating_sub(counted));
         }
-        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+        let mut text = String::new();
+        for family in &self.shown {
+            family.write(&mut text);
+        }
+        // It fails only where a family has neither a name nor series.
+        let _ = TextEncoder::new().encode_utf8(&self.process.gather(), &mut text);
+        text
     }
 
     /// The value of one series as it is written out, for tests: `outrigger_requests_in_flight{upstream="a"}`.
     pub fn sample(&self, series: &str) -> Option<f64> {
         self.encode().lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.trim().parse().ok())
-    }
-}
-
-/// Removes every child whose `upstream` (and `route`) label is not to be kept.
-fn prune<B: prometheus::core::MetricVecBuilder>(
-    vec: &prometheus::core::MetricVec<B>,
-    keep: &dyn Fn(&str, &str) -> bool,
-) {
-    for family in vec.collect() {
-        for metric in family.get_metric() {
-            let labels: HashMap<&str, &str> =
-                metric.get_label().iter().map(|label| (label.name(), label.value())).collect();
-            let upstream = labels.get("upstream").copied().unwrap_or_default();
-            let route = labels.get("route").copied().unwrap_or_default();
-            if !keep(upstream, route) {
-                // It fails only where the child is gone already.
-                let _ = vec.remove(&labels);
-            }
-        }
     }
 }
 

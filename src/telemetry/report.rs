@@ -7,14 +7,16 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 use tokio::time::Instant;
 
 pub use labels::{AttemptResult, CircuitState, Handshake, Rejected, RetryReason, Skipped};
 pub use totals::{BUCKETS, Totals, failed};
 
 use crate::error::{ConnectFailure, Error};
-use crate::telemetry::metrics::{Codes, Connections, Families, Lazy, Limit, METHODS, Metrics, method_index};
+use crate::telemetry::metrics::{
+    Codes, Connections, Families, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Lazy, Limit, METHODS,
+    Metrics, method_index,
+};
 
 /// What happens to one upstream.
 pub struct UpstreamReport {
@@ -244,7 +246,6 @@ impl UpstreamReport {
             Some(retries) if !self.lazy.retired() => {
                 self.budget_remaining.with_label_values(&[&*self.name]).set(i64::try_from(retries).unwrap_or(i64::MAX))
             }
-            // An error says that there was no such series.
             Some(_) | None => drop(self.budget_remaining.remove_label_values(&[&*self.name])),
         }
     }
@@ -255,7 +256,6 @@ impl UpstreamReport {
             Some(at) if !self.lazy.retired() => {
                 self.certificate_expiry.with_label_values(&[&*self.name, kind]).set(at);
             }
-            // An error says that there was no such series.
             Some(_) | None => drop(self.certificate_expiry.remove_label_values(&[&*self.name, kind])),
         }
     }
@@ -384,7 +384,6 @@ impl LaneReport {
                 self.transitions();
                 self.circuit_state.with_label_values(&labels).set(state as i64);
             }
-            // An error says that there was no such series.
             Some(_) | None => drop(self.circuit_state.remove_label_values(&labels)),
         }
     }

@@ -51,7 +51,7 @@ impl Ports {
 
 impl Index {
     /// Of all upstreams of a configuration.
-    pub(crate) fn new(upstreams: &[config::Upstream]) -> Index {
+    pub(crate) fn new(upstreams: &[Arc<config::Upstream>]) -> Index {
         let mut index = Index::default();
         for (at, upstream) in upstreams.iter().enumerate() {
             index.names.insert(upstream.name.clone(), at);

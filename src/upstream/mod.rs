@@ -16,6 +16,7 @@ pub mod pool;
 pub mod request;
 pub mod resolver;
 pub mod route;
+mod sieve;
 pub mod table;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ use crate::config;
 use crate::origin::{Host, Origin, Scheme};
 use crate::policy::policies::{OwnState, Policies};
 use crate::telemetry::report::{LaneReport, UpstreamReport};
+use crate::upstream::sieve::Sieve;
 use crate::upstream::transport::Transport;
 
 /// One upstream, live.
@@ -36,11 +38,13 @@ pub struct Upstream {
     /// The name used in metrics and logs; `unmatched` for all hosts that no upstream names.
     pub name: Arc<str>,
     /// What it was made from; `None` for `unmatched`.
-    pub config: Option<config::Upstream>,
+    pub config: Option<Arc<config::Upstream>>,
     /// Its own policies.
     pub lane: Arc<Lane>,
     /// Its routes', first match wins.
     pub routes: Vec<(config::Match, Arc<Lane>)>,
+    /// Finds the first of them.
+    sieve: Sieve,
     /// The way out.
     pub transport: Arc<Transport>,
     /// Its counters.
@@ -62,7 +66,7 @@ pub struct Lane {
 impl Upstream {
     /// The lane that a request takes. `path` is raw and without query.
     pub fn lane(&self, method: &http::Method, path: &str) -> &Arc<Lane> {
-        let route = route::first(self.routes.iter().map(|(matcher, _)| matcher), method, path);
+        let route = self.sieve.first(method, path, |at| route::matches(&self.routes[at].0, method, path));
         route.map_or(&self.lane, |at| &self.routes[at].1)
     }
 
@@ -78,6 +82,6 @@ impl Upstream {
 
     /// Where a request for this host leads when the upstream has no `to`.
     pub fn origin(&self, asked: Scheme, host: Host, port: u16) -> Origin {
-        route::origin(self.config.as_ref(), asked, host, port)
+        route::origin(self.config.as_deref(), asked, host, port)
     }
 }

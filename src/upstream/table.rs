@@ -17,6 +17,7 @@ use crate::policy::replay::ReplayMemory;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::connect::Connector;
 use crate::upstream::index::Index;
+use crate::upstream::sieve::Sieve;
 use crate::upstream::transport::{self, Transport};
 use crate::upstream::{Lane, Upstream};
 
@@ -181,7 +182,7 @@ impl Maker<'_> {
         &self,
         old: Option<&Arc<Upstream>>,
         plan: Plan<'_>,
-        config: Option<config::Upstream>,
+        config: Option<Arc<config::Upstream>>,
     ) -> Result<Upstream, String> {
         let report = self.metrics.upstream(plan.name);
         let transport = match old.filter(|old| self.same_connector && *old.transport.settings() == plan.pool) {
@@ -202,7 +203,8 @@ impl Maker<'_> {
             let heritage = Heritage { old: before, parent: Some(&lane.policies), own: route.own };
             (route.matcher.clone(), make(&route.policies, &heritage, &route.name))
         });
-        let routes = routes.collect();
-        Ok(Upstream { name: plan.name.clone(), config, lane, routes, transport, report })
+        let routes: Vec<_> = routes.collect();
+        let sieve = Sieve::new(plan.routes.iter().map(|route| &route.matcher));
+        Ok(Upstream { name: plan.name.clone(), config, lane, routes, sieve, transport, report })
     }
 }

@@ -93,8 +93,8 @@ fn the_least_file_gets_every_built_in_value() {
     assert_eq!(policies.retry.as_ref().unwrap().max_attempts.get(), 3);
     assert!(policies.circuit_breaker.is_some() && policies.rate_limit.is_none() && policies.concurrency.is_none());
     assert_eq!(config.listeners.proxy, "127.0.0.1:7171".parse().unwrap());
-    assert_eq!(config.effective["upstreams"]["a"]["rate_limit"], "off");
-    assert_eq!(config.effective["upstreams"]["a"]["retry"]["max_attempts"], 3);
+    assert_eq!(config.effective()["upstreams"]["a"]["rate_limit"], "off");
+    assert_eq!(config.effective()["upstreams"]["a"]["retry"]["max_attempts"], 3);
 }
 
 #[test]
@@ -187,7 +187,7 @@ fn secrets_are_in_no_view_of_the_configuration() {
     let config = loaded.config.unwrap();
     assert_eq!(config.listeners.admin_token.as_ref().unwrap().reveal(), "hunter2");
     assert!(config.files.contains(&dir.path().join("token")));
-    let shown = config.effective.to_string();
+    let shown = config.effective().to_string();
     assert!(!shown.contains("hunter2") && shown.contains("a.example") && shown.contains("3s"), "{shown}");
 }
 

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
-use crate::operator::{config, held_upstream, start, through, upstream};
+use crate::operator::{Rig, config, held_upstream, start, through, upstream};
+use crate::support::eventually;
 
 #[tokio::test]
 async fn a_change_takes_effect_and_is_told() {
@@ -46,6 +47,21 @@ async fn a_changed_file_is_noticed_by_itself() {
         assert!(Instant::now() < end, "not noticed within 5 s");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+#[tokio::test]
+async fn a_file_that_a_reload_brought_in_is_watched_at_once() {
+    let up = upstream().await.address;
+    let rig = start(&config(up, ""));
+    let more = rig.path.with_file_name("attempt");
+    std::fs::write(&more, "7s").unwrap();
+    rig.write(&config(up, &format!("    timeouts: {{attempt: '${{file:{}}}'}}\n", more.display())));
+    // Before the watch has noticed the edit by itself.
+    assert_eq!(rig.post("/reload", "").await.status, 200);
+    let reloads = |rig: &Rig| rig.app.metrics().sample(r#"outrigger_config_reloads_total{result="success"}"#);
+    let before = reloads(&rig);
+    std::fs::write(&more, "9s").unwrap();
+    eventually("the new file's change is noticed", async || reloads(&rig) > before).await;
 }
 
 #[tokio::test]
@@ -120,4 +136,47 @@ async fn many_reloads_lose_no_request() {
         assert_eq!(rig.post("/reload", "").await.status, expected);
     }
     traffic.await.unwrap();
+}
+
+#[tokio::test]
+async fn requests_are_answered_while_a_large_configuration_is_reloaded() {
+    let up = upstream().await.address;
+    let many: String = (0..300).map(|at| format!("  up{at}:\n    hosts: [up{at}.test]\n")).collect();
+    let rig = start(&config(up, &many));
+    rig.write(&config(up, &format!("    timeouts: {{attempt: 7s}}\n{many}")));
+    let proxy = rig.app.address("proxy");
+    // One thread serves all of it: where the reload held it, no request could end before the reload does.
+    let mut answered = 0;
+    let reload = rig.app.reload_now();
+    tokio::pin!(reload);
+    let status = loop {
+        tokio::select! {
+            biased;
+            status = &mut reload => break status,
+            answer = through(proxy, "/x") => {
+                assert_eq!(answer.body, "ok");
+                answered += 1;
+            }
+        }
+    };
+    assert_eq!(status.changed, ["upstreams.a.timeouts.attempt: 10s → 7s"]);
+    assert!(answered > 0);
+}
+
+#[tokio::test]
+async fn what_a_default_changes_for_each_upstream_and_route_is_told_for_each() {
+    let up = upstream().await.address;
+    let routes = "    routes:\n      - {name: r, match: {path: /r}, retry: {max_attempts: 2}}\n";
+    let more = "  b:\n    hosts: [b.test]\n    timeouts: {idle: 9s}\n";
+    let rig = start(&config(up, &format!("{routes}{more}")));
+    rig.write(&format!("{}defaults: {{timeouts: {{idle: 7s}}}}\n", config(up, &format!("{routes}{more}"))));
+    let changed = rig.post("/reload", "").await.json()["changed"].clone();
+    let lines: Vec<&str> = changed.as_array().unwrap().iter().map(|line| line.as_str().unwrap()).collect();
+    let told = ["unmatched", "upstreams.a", "upstreams.a.routes[r]"].map(|one| format!("{one}.timeouts.idle: 1m → 7s"));
+    assert_eq!(lines.iter().map(|line| line.replace("60s", "1m")).collect::<Vec<_>>(), told);
+    rig.write(&config(up, "    routes:\n      - {name: s, match: {path: /r}}\n").replace("a.test", "a2.test"));
+    let changed = rig.post("/reload", "").await.json()["changed"].to_string();
+    for line in ["upstreams.a.hosts: ", "upstreams.a.routes[s].name: r → s", "upstreams.b: removed"] {
+        assert!(changed.contains(line), "{line}: {changed}");
+    }
 }

@@ -1,17 +1,21 @@
 //! Every metric: name, help, labels (interface section 8).
 
-use prometheus::core::Collector;
-use prometheus::{
-    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-};
+use std::sync::Arc;
 
-use super::prune;
+use super::series::{Family, Histogram, IntCounter, IntGauge, Series, Shown, Timestamp};
+
+/// Counters by their labels.
+pub(in crate::telemetry) type IntCounterVec = Arc<Family<IntCounter>>;
+/// Gauges by their labels.
+pub(in crate::telemetry) type IntGaugeVec = Arc<Family<IntGauge>>;
+/// Histograms by their labels.
+pub(in crate::telemetry) type HistogramVec = Arc<Family<Histogram>>;
 
 /// Seconds, from a millisecond to the longest request that is usual.
 pub(in crate::telemetry) const BOUNDS: [f64; 15] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
 
-/// The families, all of them in one registry.
+/// The families.
 #[derive(Clone)]
 pub(in crate::telemetry) struct Families {
     pub(in crate::telemetry) requests: IntCounterVec,
@@ -43,14 +47,16 @@ pub(in crate::telemetry) struct Families {
     pub(in crate::telemetry) spans: IntCounterVec,
     pub(in crate::telemetry) config_reloads: IntCounterVec,
     pub(in crate::telemetry) last_reload_success: IntGauge,
-    pub(in crate::telemetry) last_reload_success_timestamp: Gauge,
+    pub(in crate::telemetry) last_reload_success_timestamp: Timestamp,
     pub(in crate::telemetry) build_info: IntGaugeVec,
 }
 
 impl Families {
-    pub(in crate::telemetry) fn new(registry: &Registry) -> Families {
-        let r = registry;
-        Families {
+    /// All of them, and the same as a scrape shows them, by name.
+    pub(in crate::telemetry) fn new() -> (Families, Vec<Arc<dyn Shown>>) {
+        let mut all: Vec<Arc<dyn Shown>> = Vec::new();
+        let r = &mut all;
+        let families = Families {
             requests: counter(
                 r,
                 "requests_total",
@@ -163,21 +169,13 @@ impl Families {
                 "TLS handshakes of apps whose CONNECT is intercepted.",
                 &["upstream", "result"],
             ),
-            replay_bytes: one(
-                r,
-                IntGauge::new("outrigger_replay_bytes", "Request body bytes held for a retry, of all upstreams."),
-            ),
-            downstream_connections: one(
-                r,
-                IntGauge::new("outrigger_downstream_connections", "Open connections of apps."),
-            ),
+            replay_bytes: one(r, "replay_bytes", "Request body bytes held for a retry, of all upstreams."),
+            downstream_connections: one(r, "downstream_connections", "Open connections of apps."),
             limit_refused: counter(r, "limit_refused_total", "What was refused because of `limits`.", &["limit"]),
             log_lines_dropped: one(
                 r,
-                IntCounter::new(
-                    "outrigger_log_lines_dropped_total",
-                    "Log lines dropped because nobody read standard output fast enough.",
-                ),
+                "log_lines_dropped_total",
+                "Log lines dropped because nobody read standard output fast enough.",
             ),
             spans: counter(
                 r,
@@ -188,20 +186,18 @@ impl Families {
             config_reloads: counter(r, "config_reloads_total", "Reloads: success or failure.", &["result"]),
             last_reload_success: one(
                 r,
-                IntGauge::new(
-                    "outrigger_config_last_reload_success",
-                    "1 if the configuration file as last read is the one in effect.",
-                ),
+                "config_last_reload_success",
+                "1 if the configuration file as last read is the one in effect.",
             ),
             last_reload_success_timestamp: one(
                 r,
-                Gauge::new(
-                    "outrigger_config_last_reload_success_timestamp_seconds",
-                    "When a configuration last took effect.",
-                ),
+                "config_last_reload_success_timestamp_seconds",
+                "When a configuration last took effect.",
             ),
             build_info: gauge(r, "build_info", "Always 1.", &["version", "revision"]),
-        }
+        };
+        all.sort_unstable_by(|a, b| a.name().cmp(b.name()));
+        (families, all)
     }
 
     /// Removes the series of upstreams and routes that are not to be kept.
@@ -218,7 +214,7 @@ impl Families {
             &self.bytes,
             &self.intercept_handshakes,
         ] {
-            prune(counters, keep);
+            counters.retain(keep);
         }
         for gauges in [
             &self.circuit_state,
@@ -230,12 +226,12 @@ impl Families {
             &self.budget_remaining,
             &self.certificate_expiry,
         ] {
-            prune(gauges, keep);
+            gauges.retain(keep);
         }
         for histograms in
             [&self.request_duration, &self.attempt_duration, &self.rate_limit_wait, &self.connect_duration]
         {
-            prune(histograms, keep);
+            histograms.retain(keep);
         }
     }
 
@@ -245,21 +241,27 @@ impl Families {
     }
 }
 
-fn counter(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
-    one(registry, IntCounterVec::new(Opts::new(format!("outrigger_{name}"), help), labels))
+type All = Vec<Arc<dyn Shown>>;
+
+fn counter(all: &mut All, name: &str, help: &'static str, labels: &'static [&'static str]) -> IntCounterVec {
+    family(all, name, help, labels)
 }
 
-fn gauge(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
-    one(registry, IntGaugeVec::new(Opts::new(format!("outrigger_{name}"), help), labels))
+fn gauge(all: &mut All, name: &str, help: &'static str, labels: &'static [&'static str]) -> IntGaugeVec {
+    family(all, name, help, labels)
 }
 
-fn histogram(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
-    let opts = HistogramOpts::new(format!("outrigger_{name}"), help).buckets(BOUNDS.to_vec());
-    one(registry, HistogramVec::new(opts, labels))
+fn histogram(all: &mut All, name: &str, help: &'static str, labels: &'static [&'static str]) -> HistogramVec {
+    family(all, name, help, labels)
 }
 
-fn one<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
-    let family = made.expect("names and labels are constant and valid");
-    registry.register(Box::new(family.clone())).expect("each name is registered once");
+/// The only series of a family without labels.
+fn one<S: Series>(all: &mut All, name: &str, help: &'static str) -> S {
+    family::<S>(all, name, help, &[]).with_label_values(&[])
+}
+
+fn family<S: Series>(all: &mut All, name: &str, help: &'static str, labels: &'static [&'static str]) -> Arc<Family<S>> {
+    let family = Arc::new(Family::new(name, help, labels));
+    all.push(family.clone());
     family
 }

@@ -2,10 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
-use prometheus::Histogram;
-use prometheus::core::Metric;
-
 use super::{AttemptResult, LaneReport, UpstreamReport};
+use crate::telemetry::metrics::Histogram;
 
 /// One more than the histograms have bounds: the last bucket has none.
 pub const BUCKETS: usize = crate::telemetry::metrics::BOUNDS.len() + 1;
@@ -91,10 +89,7 @@ impl LaneReport {
 }
 
 fn add(buckets: &mut [u32; BUCKETS], histogram: &Histogram) {
-    let metric = histogram.metric();
-    let shown = metric.get_histogram();
-    let counts = shown.get_bucket().iter().map(|bucket| bucket.cumulative_count());
-    for (bucket, count) in buckets.iter_mut().zip(counts.chain([shown.get_sample_count()])) {
+    for (bucket, count) in buckets.iter_mut().zip(histogram.cumulative()) {
         *bucket = bucket.wrapping_add(wrapped(count));
     }
 }

@@ -51,7 +51,7 @@ pub fn config(data: &[u8]) {
         assert_eq!(loaded.problems, again.problems);
         match (&loaded.config, again.config) {
             (Some(config), Some(again)) => {
-                assert_eq!(config.effective, again.effective);
+                assert_eq!(config.effective(), again.effective());
                 runs(again);
                 asked(config);
                 if options.no_env {
