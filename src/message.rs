@@ -199,10 +199,11 @@ impl Upload {
         self.since.load(Ordering::Relaxed) > 0
     }
 
-    /// How long the clocks stood still up to `nanos` after the start.
-    pub fn paused(&self, nanos: u64) -> Duration {
+    /// How long the clocks stood still until now, which is so many nanoseconds after the start. Most requests have no body, and
+    /// then that is not asked for.
+    pub fn paused(&self, nanos: impl FnOnce() -> u64) -> Duration {
         let since = self.since.load(Ordering::Relaxed);
-        let running = if since > 0 { nanos.saturating_sub(since - 1) } else { 0 };
+        let running = if since > 0 { nanos().saturating_sub(since - 1) } else { 0 };
         Duration::from_nanos(self.total.load(Ordering::Relaxed) + running)
     }
 }

@@ -283,6 +283,9 @@ impl Policies {
         now: Instant,
     ) -> Option<(Duration, RetryReason)> {
         let retry = self.retry.as_ref()?;
+        if !retry.settings.is_about(&outcome) {
+            return None;
+        }
         let left = deadline.at(exchange, now).map(|at| at.saturating_duration_since(now));
         let (random, extra) = (fastrand::f64(), fastrand::f64());
         let facts = Facts { outcome, attempts, repeatable, replayable, retry_after, left, random, extra };

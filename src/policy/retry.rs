@@ -173,6 +173,14 @@ impl Settings {
         self.idempotency_headers.iter().any(|name| headers.get(name).is_some_and(|value| !value.is_empty()))
     }
 
+    /// Whether such an end might be retried at all. Most are not.
+    pub(crate) fn is_about(&self, outcome: &Outcome<'_>) -> bool {
+        match outcome {
+            Outcome::Answer(event) => self.on.contains(*event),
+            Outcome::Failure(_) => true,
+        }
+    }
+
     /// Decides; the budget is asked separately, since asking takes.
     pub fn decide(&self, facts: &Facts<'_>) -> Decision {
         let (wanted, reason, sent) = match facts.outcome {

@@ -64,7 +64,7 @@ impl Deadline {
 
     /// When it is over, as far as is known at `now`: it moves on while the upload flows.
     pub fn at(&self, exchange: &Exchange, now: Instant) -> Option<Instant> {
-        self.0.map(|limit| exchange.start + limit + exchange.upload.paused(exchange.nanos(now)))
+        self.0.map(|limit| exchange.start + limit + exchange.upload.paused(|| exchange.nanos(now)))
     }
 }
 
@@ -198,7 +198,7 @@ impl Clocks {
         mut send: Pin<&mut impl Future<Output = Result<T>>>,
         supervised: &mut impl Supervised,
     ) -> Result<T> {
-        let paused_before = exchange.upload.paused(exchange.nanos(began));
+        let paused_before = exchange.upload.paused(|| exchange.nanos(began));
         let mut watch = Watch { clocks: *self, exchange, began, paused_before, slow_told: false };
         let first = watch.look(began, supervised)?;
         let mut armed = first.is_some();
@@ -243,7 +243,7 @@ impl Watch<'_> {
     /// When to look again; an error when a clock is over.
     fn look(&mut self, now: Instant, supervised: &mut impl Supervised) -> Result<Option<Instant>> {
         let upload = &self.exchange.upload;
-        let paused = upload.paused(self.exchange.nanos(now)).saturating_sub(self.paused_before);
+        let paused = upload.paused(|| self.exchange.nanos(now)).saturating_sub(self.paused_before);
         let ran = now.saturating_duration_since(self.began).saturating_sub(paused);
         let flowing = upload.flowing();
 

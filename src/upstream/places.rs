@@ -115,6 +115,19 @@ impl<S, M, W> Default for Effects<S, M, W> {
     }
 }
 
+impl<S, M, W> Effects<S, M, W> {
+    /// Whether nothing is to be done, as mostly.
+    pub(super) fn is_empty(&self) -> bool {
+        let Effects { granted, failed, told, dials, solos, multis } = self;
+        granted.is_empty()
+            && failed.is_empty()
+            && told.is_empty()
+            && dials.is_empty()
+            && solos.is_empty()
+            && multis.is_empty()
+    }
+}
+
 /// What somebody waits for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Want {

@@ -182,6 +182,9 @@ impl Pool {
     }
 
     fn carry_out(self: &Arc<Pool>, fx: Fx) {
+        if fx.is_empty() {
+            return;
+        }
         for (waiter, grant) in fx.granted {
             if let Some(Ok(grant)) = waiter.settle(Ok(grant)) {
                 Lease::new(self, &waiter.key, grant).give_back();

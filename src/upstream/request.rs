@@ -7,6 +7,7 @@ use http::uri::{Authority, PathAndQuery, Scheme as UriScheme};
 use http::{Method, Request, Uri, Version};
 
 use crate::error::{Error, Result};
+use crate::fields::Fields;
 use crate::origin::Scheme;
 use crate::upstream::upload::SendBody;
 
@@ -20,11 +21,10 @@ pub(super) fn set_host(head: &mut http::request::Parts, host: HeaderValue) {
     }
 }
 
-/// For HTTP/1.1.
-pub(super) fn for_http1(request: &mut Request<SendBody>) {
+/// For HTTP/1.1. `fields` are those that it came with.
+pub(super) fn for_http1(request: &mut Request<SendBody>, fields: Fields) {
     let came_by = std::mem::replace(request.version_mut(), Version::HTTP_11);
-    let framed = request.headers().contains_key(CONTENT_LENGTH) || request.headers().contains_key(TRANSFER_ENCODING);
-    if framed {
+    if fields.has(Fields::CONTENT_LENGTH) || fields.has(Fields::TRANSFER_ENCODING) {
         return;
     }
     if request.body().is_of_unknown_length() {

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::header::{HOST, HeaderValue, UPGRADE};
+use http::header::{HOST, HeaderValue};
 use http::{Request, Version};
 use hyper::body::Incoming;
 use tokio::time::Instant;
@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use crate::address::AddressSet;
 use crate::config;
 use crate::error::{ConnectFailure, Error, Result, Sent};
+use crate::fields::Fields;
 use crate::message::{Attempt, Phase};
 use crate::origin::{Host, Origin, parse_authority};
 use crate::policy::body::AttemptBody;
@@ -134,9 +135,15 @@ impl Transport {
     }
 
     /// Which connections serve the request, and its Host.
-    fn route(&self, head: &mut http::request::Parts, to: &Destination, attempt: &Attempt) -> (Arc<Key>, Option<Load>) {
+    fn route(
+        &self,
+        head: &mut http::request::Parts,
+        fields: Fields,
+        to: &Destination,
+        attempt: &Attempt,
+    ) -> (Arc<Key>, Option<Load>) {
         let settings = self.pool.settings();
-        let http1 = route::http1_only(head.headers.contains_key(UPGRADE), settings.connections.http);
+        let http1 = route::http1_only(fields.has(Fields::UPGRADE), settings.connections.http);
         let Some(load) = self.pick(attempt) else {
             if to.keep_host {
                 host_if_missing(head, &to.origin);
@@ -210,12 +217,12 @@ impl policy::Transport for Transport {
         to: &Destination,
         attempt: &Attempt,
     ) -> impl Future<Output = Result<http::Response<UpstreamBody>>> + Send {
-        let (key, load) = self.route(&mut head, to, attempt);
-        let asked_to_upgrade = head.headers.contains_key(UPGRADE);
+        let fields = Fields::of(&head.headers);
+        let (key, load) = self.route(&mut head, fields, to, attempt);
         let (body, upload) = SendBody::new(body);
         // Passed on by reference, since each layer that takes it by value would hold room for it in its future.
         let mut request = Some(Request::from_parts(head, body));
-        async move { self.deliver(&mut request, &key, load, upload, asked_to_upgrade, attempt).await }
+        async move { self.deliver(&mut request, fields, &key, load, upload, attempt).await }
     }
 }
 
@@ -224,10 +231,10 @@ impl Transport {
     async fn deliver(
         &self,
         request: &mut Option<Request<SendBody>>,
+        fields: Fields,
         key: &Arc<Key>,
         load: Option<Load>,
         upload: Option<Arc<Watch>>,
-        asked_to_upgrade: bool,
         attempt: &Attempt,
     ) -> Result<http::Response<UpstreamBody>> {
         let mut tries = 0;
@@ -243,16 +250,16 @@ impl Transport {
                 }
             };
             let reused = lease.reused;
-            match exchange(&mut lease, request, key, upload.as_ref(), attempt).await {
+            match exchange(&mut lease, request, fields, key, upload.as_ref(), attempt).await {
                 Ok(response) => {
                     if let Some(load) = &load {
                         load.succeeded();
                     }
                     let (mut head, incoming) = response.into_parts();
-                    let fields = self.pool.settings().max_headers as usize;
+                    let most = self.pool.settings().max_headers as usize;
                     let http2 = head.version == Version::HTTP_2;
                     attempt.answered(head.version);
-                    if let Err(wrong) = answer::check(&mut head, asked_to_upgrade, fields) {
+                    if let Err(wrong) = answer::check(&mut head, fields.has(Fields::UPGRADE), most) {
                         if let Some(upload) = &upload {
                             upload.cancel();
                         }
@@ -288,13 +295,14 @@ enum Unanswered {
 async fn exchange(
     lease: &mut Lease,
     request: &mut Option<Request<SendBody>>,
+    fields: Fields,
     key: &Key,
     upload: Option<&Arc<Watch>>,
     attempt: &Attempt,
 ) -> Result<http::Response<Incoming>, Unanswered> {
     let reused = lease.reused;
     match (lease.connection(), request) {
-        (Some(Use::Solo(link)), request) => over_http1(link, request, reused, upload, attempt).await,
+        (Some(Use::Solo(link)), request) => over_http1(link, request, fields, reused, upload, attempt).await,
         (Some(Use::Stream(link)), request) => over_http2(link, request, reused, key, upload, attempt).await,
         (None, request) => {
             let unsent = request.take().ok_or(Unanswered::Failed(Error::Panic))?;
@@ -306,6 +314,7 @@ async fn exchange(
 async fn over_http1(
     link: &mut Http1,
     request: &mut Option<Request<SendBody>>,
+    fields: Fields,
     reused: bool,
     upload: Option<&Arc<Watch>>,
     attempt: &Attempt,
@@ -313,7 +322,7 @@ async fn over_http1(
     let (written, read) = (link.wire.written(), link.wire.read());
     let sending = {
         let mut request = request.take().ok_or(Unanswered::Failed(Error::Panic))?;
-        request::for_http1(&mut request);
+        request::for_http1(&mut request, fields);
         attempt.reached(Phase::Sending);
         link.sender.try_send_request(request)
     };
