@@ -76,6 +76,8 @@ struct Head {
     /// The request line was good.
     started: bool,
     http10: bool,
+    /// Its method is HEAD, whose answer has no body whatever becomes of it.
+    bodiless: bool,
     connect: bool,
     fields: usize,
     length: Option<u64>,
@@ -110,6 +112,11 @@ impl Inspector {
     /// Whether no request is under way whose body has not passed. Part of a head may have.
     pub(crate) fn between(&self) -> bool {
         matches!(self.state, State::Head(_) | State::Undecided)
+    }
+
+    /// Whether the head that is read now is that of a HEAD.
+    pub(crate) fn reads_head_request(&self) -> bool {
+        matches!(&self.state, State::Head(head) if head.bodiless)
     }
 
     /// Whether a CONNECT was seen, so that what follows is not ours to judge.
@@ -235,6 +242,9 @@ impl Head {
     /// Reads on; `bytes` begin with the head. Its length once it is complete.
     fn inspect(&mut self, bytes: &[u8], bounds: Bounds) -> Result<Option<usize>, Error> {
         loop {
+            if !self.started {
+                self.bodiless = bytes[self.line..].starts_with(b"HEAD ");
+            }
             let from = self.searched.max(self.line);
             let text = match line(&bytes[self.line..], from - self.line) {
                 Ok(Some(text)) => text,

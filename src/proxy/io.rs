@@ -50,6 +50,8 @@ pub(crate) struct Link {
     broken: Mutex<Option<&'static str>>,
     /// What the stand-in request is to be answered with.
     refusal: Mutex<Option<Error>>,
+    /// The request that it stands in for is a HEAD.
+    bodiless: AtomicBool,
     /// Requests whose heads hyper passed on; how many of them have ended, with their answers.
     begun: AtomicU32,
     ended: AtomicU32,
@@ -145,6 +147,11 @@ impl Link {
             return None;
         }
         self.refusal.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Whether a request is the stand-in for a HEAD, so that hyper would send a body with the refusal.
+    pub(crate) fn stands_in_for_head(&self, method: &Method) -> bool {
+        method.as_str() == REFUSED_METHOD && self.bodiless.load(Ordering::Relaxed)
     }
 
     /// What was wrong with the framing of the request's body, where it broke by that.
@@ -251,6 +258,7 @@ impl AppIo {
 
     /// The head that begins `ready` bytes into `held` is answered with an error, and nothing behind it is read.
     fn refuse(&mut self, error: Error) {
+        self.link.bodiless.store(self.inspector.reads_head_request(), Ordering::Relaxed);
         self.held.truncate(self.ready);
         self.held.extend_from_slice(REFUSED_HEAD);
         self.ready = self.held.len();

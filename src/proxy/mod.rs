@@ -182,8 +182,9 @@ pub(crate) fn serve(
     let fields = Fields::of(request.headers());
     let parent = fields.has(Fields::TRACEPARENT).then(|| headers::trace_parent(request.headers())).flatten();
     let mut record = Box::new(Record::new(&connection.proxy, &table, &request, parent));
+    let bodiless = connection.link.as_ref().is_some_and(|link| link.stands_in_for_head(request.method()));
     let asked = Asked {
-        head: *request.method() == Method::HEAD,
+        head: *request.method() == Method::HEAD || bodiless,
         grpc: fields.has(Fields::CONTENT_TYPE) && headers::is_grpc(request.headers()),
         http1: request.version() != Version::HTTP_2,
     };
@@ -522,6 +523,10 @@ fn refused(connection: &Connection, mut error: Error, asked: Asked, mut record: 
     }
     record.failed(error.clone());
     let (mut head, body) = respond::answer(&error, asked, record.progress()).into_parts();
+    if connection.link.as_ref().is_some_and(|link| link.stands_in_for_head(record.requested())) {
+        // To hyper it is no HEAD, so that it would not let the length of a body pass that is not sent.
+        head.headers.remove(header::CONTENT_LENGTH);
+    }
     if asked.http1 && record.is_connect() {
         // What the app sent behind its CONNECT is no HTTP.
         head.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));

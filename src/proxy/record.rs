@@ -122,6 +122,11 @@ impl Record {
         self.lane.policies.idle()
     }
 
+    /// The method that hyper read.
+    pub(crate) fn requested(&self) -> &Method {
+        &self.method
+    }
+
     /// Whether the app asked for a tunnel.
     pub(crate) fn is_connect(&self) -> bool {
         self.method == Method::CONNECT

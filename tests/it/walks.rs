@@ -25,6 +25,24 @@ async fn an_absolute_url_is_sent_in_origin_form_and_the_answer_comes_back_byte_f
 }
 
 #[tokio::test]
+async fn the_refusal_of_a_malformed_head_request_has_no_body() {
+    let origin = Origin::answering(OK).await;
+    let proxy = Proxy::for_origin(&origin, "").await;
+    let long = format!("HEAD /{} HTTP/1.1\r\nHost: up.test\r\n\r\n", "x".repeat(70_000));
+    for (head, status) in [
+        ("\r\nHEAD /` HTTP/1.1\r\nHost: up.test\r\n\r\n", 400),
+        ("HEAD / HTTP/1.1\r\nHost: up.test\r\nX y: 1\r\n\r\n", 400),
+        (&long, 414),
+    ] {
+        let got = proxy.talk(head.as_bytes()).await;
+        assert!(got.starts_with(&format!("HTTP/1.1 {status} ")), "{got}");
+        assert!(got.contains("proxy-status: outrigger") && got.ends_with("\r\n\r\n"), "{got}");
+    }
+    assert!(origin.seen().is_empty());
+    proxy.stop().await;
+}
+
+#[tokio::test]
 async fn a_path_is_routed_by_the_host_header() {
     let origin = Origin::answering(OK).await;
     let proxy = Proxy::for_origin(&origin, "").await;
