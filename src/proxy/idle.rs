@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::proxy::io::Link;
 
@@ -34,8 +34,9 @@ impl Drop for UnderWay {
 }
 
 /// Waits until a connection is idle.
-#[derive(Default)]
 pub(crate) struct Watch {
+    /// The clocks of all connections ring whole moments after this, so that they wake the process together.
+    epoch: Instant,
     /// Made when nothing was under way for the first time.
     clock: Option<Pin<Box<Sleep>>>,
     /// How many requests had begun when the clock was set.
@@ -43,22 +44,35 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
+    /// Of a connection. `epoch` is the same for all.
+    pub(crate) fn new(epoch: Instant) -> Watch {
+        Watch { epoch, clock: None, begun: 0 }
+    }
+
+    /// When to look next, about a moment after now.
+    fn next(&self) -> Instant {
+        let passed = (Instant::now() + MOMENT / 2).saturating_duration_since(self.epoch);
+        let moments = passed.as_millis() / MOMENT.as_millis() + 1;
+        // A process does not live for so many.
+        self.epoch + MOMENT * u32::try_from(moments).unwrap_or(u32::MAX)
+    }
+
     /// Whether the connection is idle. To be asked each time that hyper waits.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>, link: &Link) -> Poll<()> {
         if !link.is_at_rest() {
             return Poll::Pending;
         }
         let begun = link.begun();
-        let clock = self.clock.get_or_insert_with(|| {
-            self.begun = begun;
-            Box::pin(sleep(MOMENT))
-        });
-        ready!(clock.as_mut().poll(cx));
-        if begun == self.begun {
-            return Poll::Ready(());
+        if let Some(clock) = &mut self.clock {
+            ready!(clock.as_mut().poll(cx));
+            if begun == self.begun {
+                return Poll::Ready(());
+            }
         }
         self.begun = begun;
-        clock.as_mut().reset(Instant::now() + MOMENT);
+        let next = self.next();
+        let clock = self.clock.get_or_insert_with(|| Box::pin(sleep_until(next)));
+        clock.as_mut().reset(next);
         clock.as_mut().poll(cx)
     }
 }
@@ -78,7 +92,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_connection_is_idle_once_a_moment_went_by_without_a_request() {
-        let (mut watch, link) = (Watch::default(), Arc::new(Link::default()));
+        let (mut watch, link) = (Watch::new(Instant::now()), Arc::new(Link::default()));
         assert!(!is_idle(&mut watch, &link), "nothing was read yet");
         let request = UnderWay::begin(&link);
         link.reads_nothing(true);

@@ -162,6 +162,7 @@ pub(crate) async fn speak(
         Box::pin(http2::serve(Replayed::new(stream, first.freeze()), &limits, metrics, begun, handler)).await;
     } else {
         let link = Arc::new(Link::default());
+        let epoch = proxy.started;
         let connection = Arc::new(Connection {
             proxy,
             entry,
@@ -172,7 +173,7 @@ pub(crate) async fn speak(
             last_host: LastHost::default(),
         });
         let handler = move |request| answering(&connection, request);
-        http1(stream, first, deadline, link, &limits, handler).await;
+        http1(stream, first, deadline, epoch, link, &limits, handler).await;
     }
 }
 
@@ -196,8 +197,15 @@ async fn sniff(mut stream: Socket, mut first: BytesMut, deadline: Instant) -> Op
 }
 
 /// Serves HTTP/1 until the connection is closed. hyper has it only while it is in use (see `idle`).
-async fn http1<H>(stream: Socket, first: BytesMut, deadline: Instant, link: Arc<Link>, limits: &Limits, handler: H)
-where
+async fn http1<H>(
+    stream: Socket,
+    first: BytesMut,
+    deadline: Instant,
+    epoch: Instant,
+    link: Arc<Link>,
+    limits: &Limits,
+    handler: H,
+) where
     H: Fn(Request<Incoming>) -> Answering + Send + 'static,
 {
     let bytes = usize::try_from(limits.max_header_bytes).unwrap_or(usize::MAX);
@@ -217,7 +225,7 @@ where
     loop {
         // Boxed, so that its room is free while the connection idles.
         let mut served = Some(Box::new(builder(bounds).serve_connection(TokioIo::new(io), service).with_upgrades()));
-        let mut watch = Watch::default();
+        let mut watch = Watch::new(epoch);
         let ended = poll_fn(|cx| {
             let served = served.as_mut().expect("it is taken below and nowhere else");
             match Pin::new(&mut **served).poll(cx) {
@@ -339,7 +347,7 @@ mod tests {
                     Ok(handler(request, link).await)
                 })
             };
-            http1(stream, first, deadline, link, &limits, handler).await;
+            http1(stream, first, deadline, Instant::now(), link, &limits, handler).await;
         });
         (app, seen)
     }

@@ -76,6 +76,8 @@ pub struct Proxy {
     pub failures: Failures,
     /// Connections of apps, over all listeners.
     connections: AtomicUsize,
+    /// When it began.
+    started: Instant,
 }
 
 impl Proxy {
@@ -94,6 +96,7 @@ impl Proxy {
             tracer: OnceLock::new(),
             failures: Failures::default(),
             connections: AtomicUsize::new(0),
+            started: Instant::now(),
         })
     }
 
