@@ -105,7 +105,7 @@ mod tests {
         assert!(!is_idle(&mut watch, &link));
         advance(MOMENT / 5).await;
         assert!(!is_idle(&mut watch, &link), "there was a request since the clock was set");
-        advance(MOMENT * 9 / 10).await;
+        advance(MOMENT * 8 / 10).await;
         assert!(!is_idle(&mut watch, &link));
         link.reads_nothing(false);
         advance(MOMENT / 5).await;
@@ -115,5 +115,18 @@ mod tests {
         assert!(!is_idle(&mut watch, &link), "the app has not taken all of its answer");
         link.holds(false);
         assert!(is_idle(&mut watch, &link));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_clocks_of_connections_that_came_one_after_the_other_ring_together() {
+        let epoch = Instant::now();
+        let mut rings = Vec::new();
+        for _ in 0..4 {
+            advance(MOMENT / 10).await;
+            rings.push(Watch::new(epoch).next());
+        }
+        assert_eq!(rings, [epoch + MOMENT; 4]);
+        advance(MOMENT / 5).await;
+        assert_eq!(Watch::new(epoch).next(), epoch + MOMENT * 2, "it has half a moment at least");
     }
 }
