@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::message::Exchange;
 use crate::policy::carry::Carry;
 use crate::proxy::idle::UnderWay;
-use crate::proxy::io::Link;
+use crate::proxy::link::Link;
 use crate::proxy::record::Record;
 use crate::upstream::transport::UpstreamBody;
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::proxy::io::Link;
+use crate::proxy::link::Link;
 
 /// A connection without a new request for so long, or up to twice that, is idle: busy ones pay one timer for each of these, and
 /// nothing for a request.

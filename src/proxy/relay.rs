@@ -1,6 +1,8 @@
 //! Bytes both ways between two streams: tunnels and upgraded connections. An idle relay holds no buffers. What comes in bulk from
 //! one socket to another is left to the kernel; the rest is copied.
 
+mod pace;
+
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
@@ -18,6 +20,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::proxy::io::Replayed;
 use crate::proxy::pipe::Pipe;
+use crate::proxy::relay::pace::Pace;
 use crate::tcp::Tcp;
 
 /// One read. Each worker thread has one such buffer; a relay only owns what the other side didn't take.
@@ -31,14 +34,6 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 const TURNS: usize = 16;
 /// Bytes after which the others have theirs, too.
 const TURN: u64 = 1024 * 1024;
-/// Bytes that a direction copies before it is worth a pipe. Most tunnels carry less.
-const SMALL: u64 = 256 * 1024;
-/// Bytes that it copies before it asks again, where no pipe was to be had.
-const AGAIN: u64 = 4 * 1024 * 1024;
-/// So much at once, and more is to be expected behind it.
-const BULK: usize = PIECE / 2;
-/// So much since the source had nothing, and it begins by pipe when it has something again.
-const BURST: u64 = 64 * 1024;
 
 thread_local! {
     static SCRATCH: RefCell<Box<[u8]>> = RefCell::new(vec![0; PIECE].into_boxed_slice());
@@ -126,50 +121,6 @@ enum Flow {
     /// The reading end is at its end; the writing end is being told.
     Closing,
     Closed,
-}
-
-/// Whether what a way carries comes in bulk.
-struct Pace {
-    /// Bytes that came.
-    carried: u64,
-    /// Those since the source had nothing.
-    burst: u64,
-    /// Bytes that have to come before it goes by pipe.
-    copied_until: u64,
-    /// What comes next goes by pipe.
-    by_pipe: bool,
-}
-
-impl Pace {
-    fn new() -> Pace {
-        Pace { carried: 0, burst: 0, copied_until: SMALL, by_pipe: false }
-    }
-
-    /// So many came at once.
-    fn came(&mut self, n: usize) {
-        self.carried += n as u64;
-        self.burst += n as u64;
-        self.by_pipe = n >= BULK && self.carried >= self.copied_until;
-    }
-
-    /// The source has nothing. Where nothing came either, somebody else had woken us.
-    fn dry(&mut self) {
-        if self.burst > 0 {
-            self.by_pipe = self.burst >= BURST && self.carried >= self.copied_until;
-            self.burst = 0;
-        }
-    }
-
-    /// What comes next is to be read.
-    fn read_first(&mut self) {
-        self.by_pipe = false;
-    }
-
-    /// There was no pipe.
-    fn refused(&mut self) {
-        self.by_pipe = false;
-        self.copied_until = self.carried + AGAIN;
-    }
 }
 
 /// Which end of a way broke.

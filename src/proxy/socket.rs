@@ -104,7 +104,8 @@ mod tests {
 
     use super::*;
     use crate::proxy::head::Bounds;
-    use crate::proxy::io::{AppIo, Link};
+    use crate::proxy::io::AppIo;
+    use crate::proxy::link::Link;
 
     #[tokio::test]
     async fn an_app_that_reads_nothing_is_given_up_inside_tls_too() {
