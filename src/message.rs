@@ -265,6 +265,11 @@ impl Attempt {
         }
     }
 
+    /// To another endpoint than this one, where there is another.
+    pub fn avoiding(self, endpoint: Option<usize>) -> Attempt {
+        Attempt { avoid: endpoint, ..self }
+    }
+
     /// One of our clocks ended it, and not the app.
     pub fn time_out(&self) {
         self.timed_out.store(true, Ordering::Relaxed);

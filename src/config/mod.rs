@@ -89,6 +89,13 @@ pub struct Listeners {
     pub own: Vec<SocketAddr>,
 }
 
+impl Listeners {
+    /// How many take connections of apps.
+    pub fn of_apps(&self) -> usize {
+        1 + usize::from(self.tls.is_some()) + self.own.len()
+    }
+}
+
 /// A string that is never shown.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Arc<str>);

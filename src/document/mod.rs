@@ -3,6 +3,7 @@
 
 pub mod expand;
 pub(crate) mod file;
+pub mod known;
 pub mod parse;
 pub mod problem;
 pub mod read;

@@ -1,12 +1,11 @@
 //! Reading a merged tree into types that cannot be wrong, noting every mistake on the way.
 
-use std::any::{Any, TypeId};
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::document::known::Known;
 use crate::document::tree::{Layer, Node, Scalar, Value};
 use crate::document::{Place, Problem, Problems};
 use crate::units::{self, Ratio};
@@ -24,26 +23,6 @@ pub struct Reader<'t> {
     reserved: Vec<&'static str>,
     problems: &'t RefCell<Problems>,
     known: Option<&'t Known>,
-}
-
-/// Blocks that were read before, without a problem. A thousand upstreams that write no `retry` share one block of it, which
-/// need not be read a thousand times.
-#[derive(Default)]
-pub struct Known(RefCell<HashMap<(*const Node, TypeId), Read>>);
-
-/// A block, kept so that its address stays its own, and what was read of it: an `Option` of its type.
-type Read = (Arc<Node>, Box<dyn Any>);
-
-impl Known {
-    fn get<T: Clone + 'static>(&self, node: &Arc<Node>) -> Option<Option<T>> {
-        let known = self.0.borrow();
-        known.get(&(Arc::as_ptr(node), TypeId::of::<T>()))?.1.downcast_ref::<Option<T>>().cloned()
-    }
-
-    fn keep<T: Clone + 'static>(&self, node: &Arc<Node>, value: &Option<T>) {
-        let read: Read = (node.clone(), Box::new(value.clone()));
-        self.0.borrow_mut().insert((Arc::as_ptr(node), TypeId::of::<T>()), read);
-    }
 }
 
 impl<'t> Reader<'t> {
@@ -278,17 +257,7 @@ impl<'t> Reader<'t> {
         let node = self.node.get(key)?;
         match &node.value {
             Value::Map(_) => {
-                let place = written(node).or_else(|| self.place.clone());
-                let path = self.path_of(key);
-                let mut inner = Reader {
-                    node,
-                    path,
-                    place,
-                    asked: Vec::new(),
-                    reserved: Vec::new(),
-                    problems: self.problems,
-                    known: self.known,
-                };
+                let mut inner = self.inner(node, self.path_of(key));
                 let value = read(&mut inner);
                 inner.finish();
                 Some(value)
@@ -384,16 +353,16 @@ impl<'t> Reader<'t> {
             self.note(written(node), path, "must be a block of keys".to_owned(), None);
             return None;
         }
-        let place = written(node).or_else(|| self.place.clone());
-        Some(Reader {
-            node,
-            path,
-            place,
-            asked: Vec::new(),
-            reserved: Vec::new(),
-            problems: self.problems,
-            known: self.known,
-        })
+        Some(self.inner(node, path))
+    }
+
+    /// A mapping in this one. It stands where this one does, if it has no place of its own.
+    fn inner<'i>(&self, node: &'i Node, path: String) -> Reader<'i>
+    where
+        't: 'i,
+    {
+        let inner = Reader::new(node, path, self.problems);
+        Reader { place: inner.place.or_else(|| self.place.clone()), known: self.known, ..inner }
     }
 
     /// Where a key's value stands in the file; the block's place where the file doesn't write it.

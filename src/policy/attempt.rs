@@ -53,10 +53,8 @@ impl<T: Transport> Call<'_, T> {
     /// One attempt: the clocks around the transport, one free replacement of a stale connection, and the verdict.
     pub(super) async fn attempt(&mut self, admission: Admission) -> Result<http::Response<Box<Carry<T::Body>>>> {
         let policies = self.policies;
-        let mut attempt = Attempt::new(self.exchange.clone(), policies.settings.timeouts.connect);
-        attempt.avoid = self.endpoint;
-        let attempt = attempt;
-
+        let connect = policies.settings.timeouts.connect;
+        let attempt = Attempt::new(self.exchange.clone(), connect).avoiding(self.endpoint);
         let mut running = Running::new(&policies.lane, self.exchange, &attempt, admission);
         let span = running.span();
         let clocks = policies.clocks(self.deadline, self.body.is_some());
@@ -169,6 +167,8 @@ pub(super) struct Admission {
     pub(super) slot: Option<Slot>,
     /// When it was given.
     pub(super) at: Instant,
+    /// It had to wait, so that things may have changed meanwhile.
+    pub(super) waited: bool,
     /// How long it waited for its token.
     pub(super) token_wait: Duration,
     /// How long it waited for its slot.
@@ -179,7 +179,7 @@ impl Admission {
     /// Leave to do nothing yet.
     pub(super) fn at(now: Instant) -> Admission {
         let (token_wait, slot_wait) = (Duration::ZERO, Duration::ZERO);
-        Admission { permit: None, bucket: None, slot: None, at: now, token_wait, slot_wait }
+        Admission { permit: None, bucket: None, slot: None, at: now, waited: false, token_wait, slot_wait }
     }
 
     /// Asks the breaker again where its state has changed since it was asked.

@@ -232,6 +232,7 @@ impl Policies {
             if !bucket.try_acquire(began) {
                 // Waiting is rare; boxed it takes no room in every request's future.
                 let result = Box::pin(self.in_line(bucket.acquire(max_wait, until))).await;
+                admission.waited = true;
                 admission.at = Instant::now();
                 admission.token_wait = admission.at - began;
                 self.upstream.token_waited(admission.token_wait);
@@ -246,13 +247,14 @@ impl Policies {
             if admission.slot.is_none() {
                 let queued = admission.at;
                 let result = Box::pin(self.in_line(concurrency.acquire(until))).await;
+                admission.waited = true;
                 admission.at = Instant::now();
                 admission.slot_wait = admission.at - queued;
                 admission.slot = Some(result.inspect_err(|_| Exchange::add(&exchange.waited, began.elapsed()))?);
             }
         }
-        let now = admission.at;
-        if now > began {
+        if admission.waited {
+            let now = admission.at;
             Exchange::add(&exchange.waited, now - began);
             // While this one waited for a slot, an answer may have shut the bucket: it would only earn its own 429.
             if let Some(wait) = admission.bucket.as_ref().and_then(|bucket| bucket.paused(now)) {

@@ -289,6 +289,27 @@ async fn what_waited_for_a_slot_while_the_circuit_opened_is_not_sent() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_wait_that_takes_no_time_is_one_all_the_same() {
+    let mut settings = settings();
+    settings.retry = None;
+    settings.circuit_breaker.as_mut().unwrap().consecutive_failures = Some(1.try_into().unwrap());
+    settings.concurrency = Some(concurrency::Settings {
+        max_in_flight: 1.try_into().unwrap(),
+        max_queue: 1.try_into().unwrap(),
+        max_wait: Duration::from_secs(1),
+    });
+    let takes = Duration::from_millis(10);
+    let bench = Bench::new(settings, [Step::After(takes, Box::new(Step::Answer(503, ""))), OK]);
+    let second = async {
+        tokio::time::sleep(takes).await;
+        bench.get().await
+    };
+    // The second gets in line in the moment in which the first fails, opens the circuit and gives its slot back.
+    let (second, ()) = tokio::join!(biased; second, async { drop(bench.get().await) });
+    assert_eq!((second.code(), bench.script.seen().len()), ("circuit_open", 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_still_connecting_when_the_circuit_opens_is_not_sent() {
     let mut settings = settings();
     settings.retry = None;

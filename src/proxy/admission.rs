@@ -67,7 +67,7 @@ pub(crate) fn admit(stream: Tcp, tls: bool, open: &Arc<AtomicUsize>, proxy: &Arc
     let here = open.fetch_add(1, Ordering::Relaxed);
     let place = Place { proxy: Arc::clone(proxy), open: Arc::clone(open), _gauge: proxy.metrics.downstream() };
     let room = stream.room();
-    let crowd = Crowd { max, all, here, doors: table.doors };
+    let crowd = Crowd { max, all, here, doors: table.config.listeners.of_apps() };
     let refused = match room {
         Room::Enough if crowd.has_room() => None,
         Room::Enough => Some((Limit::Connections, Overload::Connections)),

@@ -1,5 +1,6 @@
 //! How a reload went: for the log, for whoever asked, and for whoever looks later.
 
+use std::collections::HashSet;
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
@@ -53,31 +54,28 @@ pub struct Status {
 
 impl Status {
     pub(super) fn start() -> Status {
-        Status::took(Cause::Start, Vec::new(), Vec::new())
+        Status::of(Cause::Start)
     }
 
-    pub(super) fn took(cause: Cause, changed: Vec<String>, warnings: Vec<Problem>) -> Status {
-        Status {
-            cause,
-            at: SystemTime::now(),
-            changed,
-            problems: Vec::new(),
-            warnings,
-            torn: false,
-            duration: Duration::ZERO,
-        }
-    }
-
-    pub(super) fn refused(cause: Cause, problems: Vec<Problem>) -> Status {
+    /// Nothing to tell yet.
+    fn of(cause: Cause) -> Status {
         Status {
             cause,
             at: SystemTime::now(),
             changed: Vec::new(),
-            problems,
+            problems: Vec::new(),
             warnings: Vec::new(),
             torn: false,
             duration: Duration::ZERO,
         }
+    }
+
+    pub(super) fn took(cause: Cause, changed: Vec<String>, warnings: Vec<Problem>) -> Status {
+        Status { changed, warnings, ..Status::of(cause) }
+    }
+
+    pub(super) fn refused(cause: Cause, problems: Vec<Problem>) -> Status {
+        Status { problems, ..Status::of(cause) }
     }
 
     /// Whether the file, as it was read then, is the configuration in effect.
@@ -91,10 +89,9 @@ impl Status {
         for problem in &self.problems {
             log(problem, true);
         }
-        let known = |warning: &Problem| {
-            before.warnings.iter().any(|one| one.path == warning.path && one.message == warning.message)
-        };
-        for warning in self.warnings.iter().filter(|warning| !known(warning)) {
+        // There may be one for each of a thousand upstreams.
+        let told: HashSet<_> = before.warnings.iter().map(|warning| (&warning.path, &warning.message)).collect();
+        for warning in self.warnings.iter().filter(|warning| !told.contains(&(&warning.path, &warning.message))) {
             warn(warning);
         }
         if !self.took_effect() {

@@ -38,8 +38,6 @@ pub struct Table {
     pub replay: Arc<ReplayMemory>,
     /// For upstreams that are intercepted.
     pub(crate) interception: Option<Arc<Interception>>,
-    /// Listeners of apps.
-    pub(crate) doors: usize,
     index: Index,
 }
 
@@ -114,9 +112,7 @@ impl Table {
         let interception =
             Interception::evolve(before, &config).map_err(|problem| vec![format!("intercept: {problem}")])?;
         let index = Index::new(&config.upstreams);
-        let own = config.upstreams.iter().filter(|upstream| upstream.listen.is_some()).count();
-        let doors = 1 + usize::from(config.listeners.tls.is_some()) + own;
-        Ok(Table { doors, config, upstreams, unmatched, connector, replay: replay.clone(), interception, index })
+        Ok(Table { config, upstreams, unmatched, connector, replay: replay.clone(), interception, index })
     }
 
     /// The table is in place: state that it took over goes by the new settings from now on, and `old`'s pools that it did
