@@ -107,8 +107,13 @@ impl Child {
 
     /// A request to `up.test`, on a connection of its own.
     pub(crate) async fn get(&self) -> String {
+        self.talk("GET http://up.test/ HTTP/1.1\r\nHost: up.test\r\nConnection: close\r\n\r\n").await
+    }
+
+    /// Sends bytes to the proxy port, on a connection of their own, and returns what comes, whatever ends it.
+    pub(crate) async fn talk(&self, bytes: impl AsRef<[u8]>) -> String {
         let mut client = self.connect().await;
-        client.send("GET http://up.test/ HTTP/1.1\r\nHost: up.test\r\nConnection: close\r\n\r\n").await;
+        client.send(bytes).await;
         String::from_utf8_lossy(&client.end().await.0).into_owned()
     }
 

@@ -288,9 +288,3 @@ async fn next(from: &mut (impl AsyncRead + Unpin), held: &mut Vec<u8>) -> Option
         }
     }
 }
-
-/// What this process holds in memory, in bytes. Apps and upstreams of a test are in it.
-pub(crate) fn resident() -> usize {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-    statm.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
-}

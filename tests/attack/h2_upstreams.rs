@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::child::{Child, text};
 use crate::frames::*;
 use crate::support::{Client, Origin, Proxy, eventually};
 
@@ -40,6 +41,11 @@ async fn each(mut peer: Peer, seen: Arc<AtomicUsize>, then: impl Fn(u32) -> Vec<
 
 async fn proxy(origin: &Origin, more: &str) -> Proxy {
     Proxy::for_origin(origin, &format!("    connections: {{http: 2, max_age: 1s}}\n{more}")).await
+}
+
+/// As a process of its own, whose memory is nobody else's.
+async fn child(origin: &Origin, more: &str) -> Child {
+    Child::start(&text(origin, &format!("    connections: {{http: 2, max_age: 1s}}\n{more}"), "")).await
 }
 
 const POST: &[u8] = b"POST / HTTP/1.1\r\nHost: up.test\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi";
@@ -354,14 +360,13 @@ async fn an_answer_of_nothing_but_1xx_ends_by_the_attempt_clock_in_bounded_memor
         while peer.try_send(&early).await.is_ok() {}
     })
     .await;
-    let proxy = proxy(&origin, &format!("    timeouts: {{attempt: 2s}}\n{QUICK}")).await;
-    let before = resident();
-    let got = proxy.talk(POST).await;
+    let child = child(&origin, &format!("    timeouts: {{attempt: 2s}}\n{QUICK}")).await;
+    let before = child.resident();
+    let got = child.talk(POST).await;
     assert!(got.starts_with("HTTP/1.1 504 ") || got.starts_with("HTTP/1.1 502 "), "{got}");
     assert_eq!(seen.load(Ordering::SeqCst), 1);
-    let grown = resident().saturating_sub(before);
-    assert!(grown < 48 << 20, "{grown} bytes");
-    proxy.stop().await;
+    let grown = child.peak().saturating_sub(before);
+    assert!(grown < 48 << 10, "{grown} KiB");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -388,19 +393,18 @@ async fn floods_by_an_upstream_end_in_bounded_memory_and_spare_the_others() {
             }
         })
         .await;
-        let proxy = proxy(&origin, &format!("    timeouts: {{attempt: 300ms, idle: 1s}}\n{QUICK}")).await;
-        let before = resident();
-        let mut app = proxy.connect().await;
+        let child = child(&origin, &format!("    timeouts: {{attempt: 300ms, idle: 1s}}\n{QUICK}")).await;
+        let before = child.resident();
+        let mut app = child.connect().await;
         app.send(GET).await;
         app.head().await;
         // The app reads nothing for now, and what must not come in the meantime has no event.
         tokio::time::sleep(Duration::from_secs(1)).await;
-        let grown = resident().saturating_sub(before);
-        assert!(grown < 48 << 20, "{name}: {grown} bytes");
+        let grown = child.peak().saturating_sub(before);
+        assert!(grown < 48 << 10, "{name}: {grown} KiB");
         drop(app);
-        eventually(&format!("{name}: others are served"), async || proxy.talk(GET).await.starts_with("HTTP/1.1 200 "))
+        eventually(&format!("{name}: others are served"), async || child.get().await.starts_with("HTTP/1.1 200 "))
             .await;
-        proxy.stop().await;
     }
 }
 
