@@ -6,33 +6,33 @@ use http::HeaderMap;
 
 /// A set of kinds of fields.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Fields(u8);
+pub struct Fields(u8);
 
 impl Fields {
     /// `Content-Length`
-    pub(crate) const CONTENT_LENGTH: Fields = Fields(1);
+    pub const CONTENT_LENGTH: Fields = Fields(1);
     /// `Transfer-Encoding`
-    pub(crate) const TRANSFER_ENCODING: Fields = Fields(1 << 1);
+    pub const TRANSFER_ENCODING: Fields = Fields(1 << 1);
     /// `Content-Type`
-    pub(crate) const CONTENT_TYPE: Fields = Fields(1 << 2);
+    pub const CONTENT_TYPE: Fields = Fields(1 << 2);
     /// `Expect`
-    pub(crate) const EXPECT: Fields = Fields(1 << 3);
+    pub const EXPECT: Fields = Fields(1 << 3);
     /// `Upgrade`
-    pub(crate) const UPGRADE: Fields = Fields(1 << 4);
+    pub const UPGRADE: Fields = Fields(1 << 4);
     /// `traceparent`
-    pub(crate) const TRACEPARENT: Fields = Fields(1 << 5);
+    pub const TRACEPARENT: Fields = Fields(1 << 5);
     /// What SDKs announce their own retries by.
-    pub(crate) const CLIENT_RETRY: Fields = Fields(1 << 6);
+    pub const CLIENT_RETRY: Fields = Fields(1 << 6);
     /// What concerns one connection only (RFC 9110 section 7.6.1).
-    pub(crate) const HOP_BY_HOP: Fields = Fields(1 << 7);
+    pub const HOP_BY_HOP: Fields = Fields(1 << 7);
 
     /// Those of a head.
-    pub(crate) fn of(headers: &HeaderMap) -> Fields {
+    pub fn of(headers: &HeaderMap) -> Fields {
         headers.keys().fold(Fields::default(), |found, name| found.and(Fields::named(name.as_str())))
     }
 
     /// What a field of this name is. Names are in lower case.
-    pub(crate) fn named(name: &str) -> Fields {
+    pub fn named(name: &str) -> Fields {
         match name {
             "content-length" => Fields::CONTENT_LENGTH,
             "content-type" => Fields::CONTENT_TYPE,
@@ -58,7 +58,7 @@ impl Fields {
     }
 
     /// Whether there is any of `kinds`.
-    pub(crate) fn has(self, kinds: Fields) -> bool {
+    pub fn has(self, kinds: Fields) -> bool {
         self.0 & kinds.0 != 0
     }
 }

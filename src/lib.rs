@@ -34,7 +34,7 @@ pub(crate) mod descriptors;
 pub mod document;
 pub mod error;
 pub mod explain;
-mod fields;
+pub mod fields;
 mod frames;
 pub mod inject;
 pub mod intercept;

@@ -286,7 +286,7 @@ pub(crate) fn covers(earlier: &Match, later: &Match) -> bool {
             path.starts_with(prefix.as_str())
         }
         (PathMatch::Exact(a), PathMatch::Exact(b)) => a == b,
-        (PathMatch::Regex(regex), PathMatch::Exact(path)) => regex.is_match(path),
+        (PathMatch::Regex(regex), PathMatch::Exact(path)) => regex.is_match(path.as_bytes()),
         (PathMatch::Regex(a), PathMatch::Regex(b)) => a.as_str() == b.as_str(),
         (PathMatch::Exact(_) | PathMatch::Prefix(_) | PathMatch::Regex(_), _) => false,
     };

@@ -11,7 +11,7 @@ pub mod layers;
 pub mod load;
 pub mod schema;
 pub(crate) mod tls;
-mod upstream;
+pub(crate) mod upstream;
 pub mod watch;
 
 use std::fmt;
@@ -325,7 +325,7 @@ pub enum PathMatch {
     /// `/v1/*`: starts with `/v1/`.
     Prefix(String),
     /// The whole path.
-    Regex(regex::Regex),
+    Regex(regex::bytes::Regex),
 }
 
 /// Without the path, since a variable may have brought a secret into it.

@@ -312,7 +312,12 @@ pub const KEYS: &[Key] = &[
         One(Item::Path),
         "The raw path without query: exact, or `/v1/*` for all that starts with `/v1/`.",
     ),
-    key(Route, "match.path_regex", One(Item::Regex), "A regular expression for the whole path, instead of `path`."),
+    key(
+        Route,
+        "match.path_regex",
+        One(Item::Regex),
+        "A regular expression for the whole path, instead of `path`. It is matched byte by byte, so it knows no classes of Unicode (`\\p{…}`).",
+    ),
     key(Policy, "timeouts", BlockOrOff, "The clocks; each may be off."),
     key(Policy, "timeouts.connect", Clock, "One connection set-up: DNS, TCP over all addresses, TLS."),
     key(Policy, "timeouts.attempt", Clock, "One attempt, from its slot to response headers."),

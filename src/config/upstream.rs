@@ -4,6 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
+use regex::bytes::{Regex, RegexBuilder};
+
 use crate::address::{AddressRule, AddressSet};
 use crate::config::layers::Layers;
 use crate::config::tls::Files;
@@ -262,7 +264,6 @@ fn path(text: &str) -> Result<PathMatch, String> {
 }
 
 fn path_regex(text: &str) -> Result<PathMatch, String> {
-    let compile = |pattern: &str| regex::RegexBuilder::new(pattern).size_limit(REGEX_SIZE).build();
     let explain = |error: regex::Error| match error {
         regex::Error::CompiledTooBig(_) => {
             "is too large once compiled (1 MiB at most): use fewer repetitions".to_owned()
@@ -274,6 +275,11 @@ fn path_regex(text: &str) -> Result<PathMatch, String> {
         }
     };
     // By itself first, so that nothing in it can reach out of the group.
-    compile(text).map_err(explain)?;
-    compile(&format!(r"\A(?:{text})\z")).map(PathMatch::Regex).map_err(explain)
+    expression(text).map_err(explain)?;
+    expression(&format!(r"\A(?:{text})\z")).map(PathMatch::Regex).map_err(explain)
+}
+
+/// Compiles an expression as `path_regex` reads it: paths are ASCII, so a class is one of bytes.
+pub(crate) fn expression(pattern: &str) -> Result<Regex, regex::Error> {
+    RegexBuilder::new(pattern).unicode(false).size_limit(REGEX_SIZE).build()
 }

@@ -41,6 +41,7 @@ use crate::error::{Denial, Error};
 use crate::explain::destination::Way;
 use crate::explain::retries::Request;
 use crate::explain::settings::Lane;
+use crate::fields::Fields;
 use crate::origin::{Origin, Scheme};
 use crate::policy::pipeline::is_grpc;
 use crate::policy::policies;
@@ -242,7 +243,8 @@ fn fill(config: &Config, question: &Question, explanation: &mut Explanation) -> 
     };
 
     let keys = policies.retry.as_ref().map_or(&[][..], |retry| &retry.idempotency_headers);
-    headers::remove_hop_by_hop(&mut headers, upgrade, keys);
+    let fields = Fields::of(&headers);
+    headers::remove_hop_by_hop(&mut headers, fields, upgrade, keys);
     if tunnel {
         headers = HeaderMap::new();
     } else {

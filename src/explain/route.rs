@@ -3,7 +3,7 @@
 use http::Method;
 use serde::Serialize;
 
-use crate::config::{self, Config, Match, PathMatch};
+use crate::config::{self, Config, Match, PathMatch, upstream::expression};
 use crate::explain::Spot;
 use crate::upstream::route;
 
@@ -139,8 +139,8 @@ fn differs(matcher: &Match, method: &Method, path: &str) -> (String, bool) {
                 nearly(prefix, &path[..start])
             }
         }
-        PathMatch::Regex(_) => regex::Regex::new(pattern_of(matcher))
-            .is_ok_and(|part| part.is_match(path))
+        PathMatch::Regex(_) => expression(pattern_of(matcher))
+            .is_ok_and(|part| part.is_match(path.as_bytes()))
             .then(|| format!("`{}` fits a part of the path only, and has to fit the whole", pattern_of(matcher))),
     };
     match hint {

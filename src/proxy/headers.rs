@@ -88,11 +88,11 @@ pub(crate) fn join_cookies(headers: &mut HeaderMap) {
     }
 }
 
-/// Removes what concerns one connection only, in either direction. `upgrade`: the message switches protocols, so that its
+/// Removes what concerns one connection only, in either direction. `fields` are those of the head. `upgrade`: the message switches protocols, so that its
 /// `Upgrade` passes, with the `Connection` it needs. `keys` are header names that `Connection` can't take away, besides
 /// those that are protected anyway.
-pub fn remove_hop_by_hop(headers: &mut HeaderMap, upgrade: bool, keys: &[HeaderName]) {
-    if !Fields::of(headers).has(Fields::HOP_BY_HOP) {
+pub fn remove_hop_by_hop(headers: &mut HeaderMap, fields: Fields, upgrade: bool, keys: &[HeaderName]) {
+    if !fields.has(Fields::HOP_BY_HOP) {
         return;
     }
     let named: Vec<HeaderName> = tokens(headers, &header::CONNECTION)
@@ -281,7 +281,7 @@ mod tests {
             ("http2-settings", "x"),
             ("x-last", "z"),
         ]);
-        remove_hop_by_hop(&mut headers, false, &[]);
+        remove_hop_by_hop(&mut headers, Fields::HOP_BY_HOP, false, &[]);
         assert_eq!(
             list(&headers),
             [("host", "a"), ("accept", "a"), ("accept", "b"), ("te", "trailers"), ("trailer", "x"), ("x-last", "z")]
@@ -302,7 +302,7 @@ mod tests {
         let mut headers = map(&fields);
         let names = "Host, Content-Length, Authorization, Idempotency-Key, X-Idempotency-Key, X-Request-Key, Cookie";
         headers.insert(header::CONNECTION, HeaderValue::from_static(names));
-        remove_hop_by_hop(&mut headers, false, &[HeaderName::from_static("x-request-key")]);
+        remove_hop_by_hop(&mut headers, Fields::HOP_BY_HOP, false, &[HeaderName::from_static("x-request-key")]);
         assert_eq!(list(&headers), fields);
     }
 
@@ -310,7 +310,7 @@ mod tests {
     fn what_connection_names_beside_odd_bytes_is_removed() {
         let mut headers = map(&[("x-drop", "1"), ("x-keep", "2")]);
         headers.insert(header::CONNECTION, HeaderValue::from_bytes(b"caf\xe9, x-drop").unwrap());
-        remove_hop_by_hop(&mut headers, false, &[]);
+        remove_hop_by_hop(&mut headers, Fields::HOP_BY_HOP, false, &[]);
         assert_eq!(headers.keys().collect::<Vec<_>>(), ["x-keep"]);
     }
 
@@ -345,7 +345,7 @@ mod tests {
             map(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket"), ("sec-websocket-version", "13")]);
         assert!(asks_upgrade(&headers, Version::HTTP_11));
         assert!(!asks_upgrade(&headers, Version::HTTP_10));
-        remove_hop_by_hop(&mut headers, true, &[]);
+        remove_hop_by_hop(&mut headers, Fields::HOP_BY_HOP, true, &[]);
         assert_eq!(
             list(&headers),
             [("connection", "Upgrade"), ("upgrade", "websocket"), ("sec-websocket-version", "13")]

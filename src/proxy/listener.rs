@@ -225,14 +225,11 @@ async fn http1<H>(
     });
     loop {
         // Boxed, so that its room is free while the connection idles.
-        let mut served = Some(Box::new(builder(bounds).serve_connection(TokioIo::new(io), service).with_upgrades()));
+        let mut served = Box::new(builder(bounds).serve_connection(TokioIo::new(io), service).with_upgrades());
         let mut watch = Watch::new(epoch);
-        let ended = poll_fn(|cx| {
-            let served = served.as_mut().expect("it is taken below and nowhere else");
-            match Pin::new(&mut **served).poll(cx) {
-                Poll::Ready(ended) => Poll::Ready(Some(ended)),
-                Poll::Pending => watch.poll(cx, &link).map(|()| None),
-            }
+        let ended = poll_fn(|cx| match Pin::new(&mut *served).poll(cx) {
+            Poll::Ready(ended) => Poll::Ready(Some(ended)),
+            Poll::Pending => watch.poll(cx, &link).map(|()| None),
         });
         match ended.await {
             Some(Ok(())) => return,
@@ -244,7 +241,7 @@ async fn http1<H>(
         }
         drop(watch);
         (io, service) = {
-            let Some(parts) = served.take().and_then(|served| served.into_parts()) else { return };
+            let Some(parts) = served.into_parts() else { return };
             let mut io = parts.io.into_inner();
             io.take_back(&parts.read_buf);
             // Nothing of the buffer is to live on here: an empty one too has all of its memory.

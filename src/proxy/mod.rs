@@ -268,7 +268,7 @@ impl Step {
                 if !upgrade {
                     return Err(Error::BadAnswer("it switched protocols without being asked".into()));
                 }
-                headers::remove_hop_by_hop(response.headers_mut(), true, &[]);
+                headers::remove_hop_by_hop(response.headers_mut(), Fields::HOP_BY_HOP, true, &[]);
                 Ok(Outcome::Upgrade(response, app))
             }
         }
@@ -348,9 +348,7 @@ fn prepare(
         Version::HTTP_2 => AppBody::Stream(body),
         _ => AppBody::Incoming(body),
     };
-    if fields.has(Fields::HOP_BY_HOP) {
-        headers::remove_hop_by_hop(&mut head.headers, upgrade, lane.policies.idempotency_headers());
-    }
+    headers::remove_hop_by_hop(&mut head.headers, fields, upgrade, lane.policies.idempotency_headers());
     if target.form == Form::Absolute || version == Version::HTTP_2 {
         head.headers.insert(header::HOST, target::host_value(&target));
     }
@@ -451,9 +449,7 @@ fn answered(
         headers::remove(&mut head.headers, &header::CONTENT_LENGTH);
         has_length = false;
     }
-    if fields.has(Fields::HOP_BY_HOP) {
-        headers::remove_hop_by_hop(&mut head.headers, false, &[]);
-    }
+    headers::remove_hop_by_hop(&mut head.headers, fields, false, &[]);
     respond::mark(&mut head.headers, head.status, record.progress());
     head.version = if asked.http1 { Version::HTTP_11 } else { Version::HTTP_2 };
     if let Some(link) = &connection.link {

@@ -56,7 +56,7 @@ pub fn matches(matcher: &Match, method: &Method, path: &str) -> bool {
         PathMatch::Any => true,
         PathMatch::Exact(exact) => path == exact,
         PathMatch::Prefix(prefix) => path.starts_with(prefix),
-        PathMatch::Regex(regex) => regex.is_match(path),
+        PathMatch::Regex(regex) => regex.is_match(path.as_bytes()),
     }
 }
 

@@ -116,7 +116,7 @@ mod tests {
             1 => Just(PathMatch::Any),
             4 => paths().prop_map(PathMatch::Exact),
             4 => paths().prop_map(PathMatch::Prefix),
-            1 => Just(PathMatch::Regex(regex::Regex::new("^/a.*b$").unwrap())),
+            1 => Just(PathMatch::Regex(regex::bytes::Regex::new("^/a.*b$").unwrap())),
         ];
         (prop::collection::vec(methods(), 0..3), path).prop_map(|(methods, path)| Match { methods, path })
     }
