@@ -1,6 +1,5 @@
 //! One line a request, when it ends.
 
-use std::fmt;
 use std::io::Write;
 use std::time::Duration;
 
@@ -116,11 +115,11 @@ impl AccessLog {
         out.optional("detail", line.detail.map(|detail| cut(detail, MOST_OF_PATH)));
         out.number("attempts", line.attempts);
         out.optional("no_retry", line.no_retry);
-        out.number("total_ms", Millis(line.total));
-        out.number("waited_ms", Millis(line.waited));
-        out.number("connecting_ms", Millis(line.connecting));
+        out.millis("total_ms", line.total);
+        out.millis("waited_ms", line.waited);
+        out.millis("connecting_ms", line.connecting);
         if let Some(first_byte) = line.first_byte {
-            out.number("first_byte_ms", Millis(first_byte));
+            out.millis("first_byte_ms", first_byte);
         }
         out.number("bytes_in", line.bytes_in);
         out.number("bytes_out", line.bytes_out);
@@ -137,16 +136,6 @@ const MOST_OF_METHOD: usize = 32;
 /// The first `most` bytes, without half a character.
 fn cut(text: &str, most: usize) -> &str {
     &text[..text.floor_char_boundary(most)]
-}
-
-/// Milliseconds with three decimals.
-struct Millis(Duration);
-
-impl fmt::Display for Millis {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let micros = self.0.as_micros();
-        write!(f, "{}.{:03}", micros / 1000, micros % 1000)
-    }
 }
 
 /// The path as the log shows it. Query values are hidden always, and so is a query that is a word without a value,
