@@ -8,12 +8,16 @@ mod source;
 mod status;
 
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tokio::time::Instant;
 
 pub use listeners::Place;
 pub use past::Past;
@@ -58,8 +62,7 @@ pub struct Reloader {
 /// What a reload replaces besides the table.
 struct World {
     listeners: Listeners,
-    /// `None` while a look at it is under way.
-    watch: Option<Watch>,
+    watch: Watch,
     /// Tables that were replaced, until the last request that began under them has ended: to free a large one takes
     /// longer than a request should wait for.
     replaced: Vec<Arc<Table>>,
@@ -110,28 +113,61 @@ impl Reloader {
             past,
             live: Arc::default(),
             addresses: Shared::new(Arc::new(listeners.all())),
-            world: Mutex::new(World { listeners, watch: Some(Watch::new(config.files.clone())), replaced: Vec::new() }),
+            world: Mutex::new(World { listeners, watch: Watch::new(config.files.clone()), replaced: Vec::new() }),
         }))
     }
 
     /// Serves the listeners, and reloads whenever a file changes, until the drain ends.
-    pub(crate) fn serve(self: &Arc<Self>) {
+    ///
+    /// # Errors
+    /// A sentence, where there is no thread to be had.
+    pub(crate) fn serve(self: &Arc<Self>) -> Result<(), String> {
+        let (ended, until) = channel();
+        let (reloader, runtime) = (self.clone(), Handle::current());
+        thread::Builder::new()
+            .name("watch".into())
+            .spawn(move || reloader.watch(&runtime, &until))
+            .map_err(|error| format!("no thread to watch the configuration file with: {error}"))?;
+        let reloader = self.clone();
+        tokio::spawn(async move {
+            reloader.proxy.drain.ended.cancelled().await;
+            drop::<std::sync::mpsc::Sender<()>>(ended);
+        });
         if let Ok(world) = self.world.try_lock() {
             for bound in world.listeners.fresh() {
                 self.spawn(bound);
             }
         }
-        let reloader = self.clone();
-        tokio::spawn(async move {
-            let mut ticks = interval_at(Instant::now() + POLL, POLL);
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-            loop {
-                tokio::select! {
-                    () = reloader.proxy.drain.ended.cancelled() => return,
-                    _ = ticks.tick() => reloader.poll().await,
-                }
-            }
-        });
+        Ok(())
+    }
+
+    /// Looks at the files again and again until nobody can say any more that it is to end. On a thread of its own: a file
+    /// system may hang, and a look that finds nothing new, as nearly all do, wakes nobody else.
+    fn watch(self: &Arc<Self>, runtime: &Handle, until: &Receiver<()>) {
+        let _tasks_are_spawned_there = runtime.enter();
+        while until.recv_timeout(POLL) == Err(RecvTimeoutError::Timeout) {
+            let mut world = self.world.blocking_lock();
+            world.bury();
+            let cause = if self.changed(&mut world.watch) {
+                Cause::Changed
+            } else if !self.last.load().took_effect() {
+                // What was missing, a file that the new configuration names, may have come.
+                Cause::Again
+            } else {
+                continue;
+            };
+            let reloader = self.clone();
+            drop(world);
+            let _ = runtime.block_on(runtime.spawn(async move { reloader.reload(cause).await }));
+        }
+    }
+
+    fn changed(&self, watch: &mut Watch) -> bool {
+        catch_unwind(AssertUnwindSafe(|| watch.changed())).unwrap_or_else(|_| {
+            // The panic is logged; a new watch begins with what is there now.
+            *watch = Watch::new(self.proxy.table.load().config.files.clone());
+            true
+        })
     }
 
     /// Reads the file and takes it into service, or says why not. What happened is logged and counted.
@@ -179,29 +215,6 @@ impl Reloader {
         &self.proxy
     }
 
-    async fn poll(self: &Arc<Self>) {
-        let mut world = self.world.lock().await;
-        world.bury();
-        let Some(mut watch) = world.watch.take() else { return };
-        let looked = spawn_blocking(move || {
-            let changed = watch.changed();
-            (watch, changed)
-        })
-        .await;
-        let (watch, changed) = match looked {
-            Ok(looked) => looked,
-            // It panicked, which is logged; a new watch begins with what is there now.
-            Err(_) => (Watch::new(self.proxy.table.load().config.files.clone()), true),
-        };
-        world.watch = Some(watch);
-        if changed {
-            self.reload_alone(&mut world, Cause::Changed).await;
-        } else if !self.last.load().took_effect() {
-            // What was missing, a file that the new configuration names, may have come.
-            self.reload_alone(&mut world, Cause::Again).await;
-        }
-    }
-
     async fn reload_alone(self: &Arc<Self>, world: &mut World, cause: Cause) -> Arc<Status> {
         let start = Instant::now();
         let status = match self.prepare(world).await {
@@ -232,16 +245,10 @@ impl Reloader {
     async fn prepare(&self, world: &World) -> Result<Ready, Vec<Problem>> {
         let source = self.source.clone();
         let old = self.proxy.table.load();
-        let (watch, files) = (world.watch.clone(), old.config.files.clone());
+        let mut watch = world.watch.clone();
         let loaded = spawn_blocking(move || {
             // The watch begins with what the files held before they were read, so a change from here on is seen.
-            let mut watch = watch.map_or_else(
-                || Watch::new(files),
-                |mut watch| {
-                    watch.changed();
-                    watch
-                },
-            );
+            watch.changed();
             let loaded = source.load().map_err(|message| vec![sentence(message)])?;
             let Problems { errors, warnings } = loaded.problems;
             let config = loaded.config.ok_or(errors)?;
@@ -287,7 +294,7 @@ impl Reloader {
         }
         // What is closed here was served under the old table; connections it accepted live on.
         drop(closed);
-        world.watch = Some(watch);
+        world.watch = watch;
         world.replaced.push(old.clone());
         let metrics = self.proxy.metrics.clone();
         aside(move || table.take_over(Some(&old), &metrics)).await;

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, sleep_until};
 
 use super::stream::{Audience, Events, Link};
 use super::{Admin, api, scrape};
@@ -83,22 +83,25 @@ fn standing(upstream: &Upstream, now: Instant) -> Standing {
 
 /// Takes samples and tells the news until the drain ends. Without an `admin` listener it does nothing.
 pub(crate) async fn run(admin: Arc<Admin>) {
-    let mut ticks = interval(TICK);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut next_sample = Instant::now();
-    admin.live.history().begin(next_sample);
+    let mut now = Instant::now();
+    let mut next_sample = now;
+    admin.live.history().begin(now);
     let mut told = Told::default();
     loop {
+        // A process that nobody looks at is to wake as seldom as can be.
+        let next = if admin.live.audience.is_empty() { next_sample } else { now + TICK };
         tokio::select! {
             () = admin.drain.ended.cancelled() => return admin.live.audience.dismiss(),
-            _ = ticks.tick() => {}
+            () = admin.live.audience.joined() => continue,
+            () = sleep_until(next) => {}
         }
+        now = Instant::now();
         let table = admin.table.load();
         if table.config.listeners.admin.is_none() {
             admin.live.history().pause();
+            next_sample = now + history::INTERVAL;
             continue;
         }
-        let now = Instant::now();
         // A tick that comes a little early is the one that is meant.
         let due = next_sample <= now + TICK / 2;
         if due {

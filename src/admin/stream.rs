@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body, Frame};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::seats::Seat;
@@ -33,7 +33,10 @@ pub(super) struct Link {
 
 /// All who listen.
 #[derive(Default)]
-pub(super) struct Audience(Mutex<Vec<Listener>>);
+pub(super) struct Audience {
+    all: Mutex<Vec<Listener>>,
+    joined: Notify,
+}
 
 /// One of them.
 pub(super) struct Listener {
@@ -65,7 +68,13 @@ impl Audience {
         }
         link.seat.keep();
         all.push(Listener { events: sender, link: link.clone(), token });
+        self.joined.notify_one();
         Some((Events { first: Some(first), rest }, Welcome(welcome)))
+    }
+
+    /// Waits until one more listens.
+    pub(super) async fn joined(&self) {
+        self.joined.notified().await;
     }
 
     /// Whether nobody listens.
@@ -103,7 +112,7 @@ impl Audience {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Listener>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
