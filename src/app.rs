@@ -62,7 +62,7 @@ impl App {
             // It was made just now, so it has none yet.
             let _ = reloader.proxy().tracer.set(tracer);
         }
-        reloader.serve()?;
+        reloader.serve();
         tokio::spawn(live::run(reloader.admin()));
         for (place, address) in reloader.addresses().iter() {
             tracing::debug!(setting = place.setting(), %address, "listening");

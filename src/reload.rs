@@ -1,6 +1,7 @@
 //! The only writer of the live table. A new world is built whole, what can fail first; then it is swapped in, once; then
 //! the old one is torn down. Whatever goes wrong, the old world stays as it was.
 
+mod background;
 mod changes;
 mod listeners;
 mod past;
@@ -10,13 +11,9 @@ mod status;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::thread;
 use std::time::Duration;
 
-use tokio::runtime::Handle;
 use tokio::sync::Mutex;
-use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 pub use listeners::Place;
@@ -33,6 +30,7 @@ use crate::document::{Problem, Problems};
 use crate::policy::replay::ReplayMemory;
 use crate::proxy::listener::{self, Door};
 use crate::proxy::{Entry, Proxy};
+use crate::reload::background::Background;
 use crate::reload::listeners::{Bound, Listeners};
 use crate::shared::Shared;
 use crate::telemetry::access::AccessLog;
@@ -55,6 +53,7 @@ pub struct Reloader {
     live: Arc<Live>,
     /// Where it listens now.
     addresses: Shared<Vec<(Place, SocketAddr)>>,
+    background: Background,
     /// Held by whoever changes the world, so that changes come one after the other.
     world: Mutex<World>,
 }
@@ -113,53 +112,43 @@ impl Reloader {
             past,
             live: Arc::default(),
             addresses: Shared::new(Arc::new(listeners.all())),
+            background: Background::start()?,
             world: Mutex::new(World { listeners, watch: Watch::new(config.files.clone()), replaced: Vec::new() }),
         }))
     }
 
     /// Serves the listeners, and reloads whenever a file changes, until the drain ends.
-    ///
-    /// # Errors
-    /// A sentence, where there is no thread to be had.
-    pub(crate) fn serve(self: &Arc<Self>) -> Result<(), String> {
-        let (ended, until) = channel();
-        let (reloader, runtime) = (self.clone(), Handle::current());
-        thread::Builder::new()
-            .name("watch".into())
-            .spawn(move || reloader.watch(&runtime, &until))
-            .map_err(|error| format!("no thread to watch the configuration file with: {error}"))?;
-        let reloader = self.clone();
-        tokio::spawn(async move {
-            reloader.proxy.drain.ended.cancelled().await;
-            drop::<std::sync::mpsc::Sender<()>>(ended);
-        });
+    pub(crate) fn serve(self: &Arc<Self>) {
         if let Ok(world) = self.world.try_lock() {
             for bound in world.listeners.fresh() {
                 self.spawn(bound);
             }
         }
-        Ok(())
+        let reloader = Arc::downgrade(self);
+        self.background.every(POLL, move || {
+            if let Some(reloader) = reloader.upgrade().filter(|reloader| !reloader.proxy.drain.ended.is_cancelled()) {
+                reloader.look();
+            }
+        });
     }
 
-    /// Looks at the files again and again until nobody can say any more that it is to end. On a thread of its own: a file
-    /// system may hang, and a look that finds nothing new, as nearly all do, wakes nobody else.
-    fn watch(self: &Arc<Self>, runtime: &Handle, until: &Receiver<()>) {
-        let _tasks_are_spawned_there = runtime.enter();
-        while until.recv_timeout(POLL) == Err(RecvTimeoutError::Timeout) {
-            let mut world = self.world.blocking_lock();
-            world.bury();
-            let cause = if self.changed(&mut world.watch) {
-                Cause::Changed
-            } else if !self.last.load().took_effect() {
-                // What was missing, a file that the new configuration names, may have come.
-                Cause::Again
-            } else {
-                continue;
-            };
-            let reloader = self.clone();
-            drop(world);
-            let _ = runtime.block_on(runtime.spawn(async move { reloader.reload(cause).await }));
-        }
+    /// Whether a file changed. A file system may hang, and a look that finds nothing new, as nearly all do, is to wake nobody
+    /// else: it is made in the background.
+    fn look(self: &Arc<Self>) {
+        // Who holds it looks by itself.
+        let Ok(mut world) = self.world.try_lock() else { return };
+        world.bury(&self.background);
+        let cause = if self.changed(&mut world.watch) {
+            Cause::Changed
+        } else if !self.last.load().took_effect() {
+            // What was missing, a file that the new configuration names, may have come.
+            Cause::Again
+        } else {
+            return;
+        };
+        drop(world);
+        let reloader = self.clone();
+        tokio::spawn(async move { reloader.reload(cause).await });
     }
 
     fn changed(&self, watch: &mut Watch) -> bool {
@@ -222,7 +211,7 @@ impl Reloader {
             Err(problems) => {
                 let (table, metrics) = (self.proxy.table.load(), self.proxy.metrics.clone());
                 // A new upstream may have got as far as its counters.
-                aside(move || table.forget_others(&metrics)).await;
+                self.background.run(move || table.forget_others(&metrics)).await;
                 Status::refused(cause, problems)
             }
         };
@@ -231,49 +220,53 @@ impl Reloader {
         if news {
             let (told, before) = (status.clone(), self.last.load());
             // A line for each change: a thousand where a default changed.
-            aside(move || told.tell(&before)).await;
+            self.background.run(move || told.tell(&before)).await;
             self.proxy.metrics.reload(status.took_effect());
             self.past.note(&status);
             self.last.store(status.clone());
         }
-        world.bury();
+        world.bury(&self.background);
         status
     }
 
-    /// Everything that can fail. The world is not touched. What takes time with the number of upstreams is done on threads
-    /// that no request waits for.
+    /// Everything that can fail. The world is not touched. What takes time with the number of upstreams is done in the
+    /// background.
     async fn prepare(&self, world: &World) -> Result<Ready, Vec<Problem>> {
         let source = self.source.clone();
         let old = self.proxy.table.load();
         let mut watch = world.watch.clone();
-        let loaded = spawn_blocking(move || {
-            // The watch begins with what the files held before they were read, so a change from here on is seen.
-            watch.changed();
-            let loaded = source.load().map_err(|message| vec![sentence(message)])?;
-            let Problems { errors, warnings } = loaded.problems;
-            let config = loaded.config.ok_or(errors)?;
-            watch.follow(config.files.clone());
-            let torn = watch.clone().changed();
-            Ok::<_, Vec<Problem>>((Arc::new(config), warnings, watch, torn))
-        })
-        .await;
-        let (config, warnings, watch, torn) = loaded.map_err(|_| internal())??;
+        let loaded = self
+            .background
+            .run(move || {
+                // The watch begins with what the files held before they were read, so a change from here on is seen.
+                watch.changed();
+                let loaded = source.load().map_err(|message| vec![sentence(message)])?;
+                let Problems { errors, warnings } = loaded.problems;
+                let config = loaded.config.ok_or(errors)?;
+                watch.follow(config.files.clone());
+                let torn = watch.clone().changed();
+                Ok::<_, Vec<Problem>>((Arc::new(config), warnings, watch, torn))
+            })
+            .await;
+        let (config, warnings, watch, torn) = loaded.ok_or_else(internal)??;
         let plan =
             world.listeners.plan(&config).map_err(|problems| problems.into_iter().map(sentence).collect::<Vec<_>>())?;
         let own = plan.addresses();
         let (metrics, replay) = (self.proxy.metrics.clone(), self.replay.clone());
         let new = config.clone();
-        let made = spawn_blocking(move || {
-            // System roots are read from files here.
-            let connector =
-                old.connector.evolve(&new.dns, &new.egress, own).map_err(|problem| vec![sentence(problem)])?;
-            let changes = changes::between(&old.config, &new);
-            let table = Table::evolve(Some(&old), new, connector, &metrics, &replay)
-                .map_err(|problems| problems.into_iter().map(sentence).collect::<Vec<_>>())?;
-            Ok::<_, Vec<Problem>>((Arc::new(table), changes))
-        })
-        .await;
-        let (table, changes) = made.map_err(|_| internal())??;
+        let made = self
+            .background
+            .run(move || {
+                // System roots are read from files here.
+                let connector =
+                    old.connector.evolve(&new.dns, &new.egress, own).map_err(|problem| vec![sentence(problem)])?;
+                let changes = changes::between(&old.config, &new);
+                let table = Table::evolve(Some(&old), new, connector, &metrics, &replay)
+                    .map_err(|problems| problems.into_iter().map(sentence).collect::<Vec<_>>())?;
+                Ok::<_, Vec<Problem>>((Arc::new(table), changes))
+            })
+            .await;
+        let (table, changes) = made.ok_or_else(internal)??;
         Ok(Ready { config, warnings, changes, watch, torn, listeners: plan, table })
     }
 
@@ -297,7 +290,7 @@ impl Reloader {
         world.watch = watch;
         world.replaced.push(old.clone());
         let metrics = self.proxy.metrics.clone();
-        aside(move || table.take_over(Some(&old), &metrics)).await;
+        self.background.run(move || table.take_over(Some(&old), &metrics)).await;
         let mut status = Status::took(cause, changes, warnings);
         status.torn = torn;
         status.duration = start.elapsed();
@@ -323,17 +316,12 @@ impl Reloader {
 
 impl World {
     /// Frees the tables that nobody uses any more.
-    fn bury(&mut self) {
+    fn bury(&mut self, background: &Background) {
         let unused: Vec<_> = self.replaced.extract_if(.., |table| Arc::strong_count(table) == 1).collect();
         if !unused.is_empty() {
-            spawn_blocking(move || drop(unused));
+            background.free(unused);
         }
     }
-}
-
-/// Does something where no request waits for it. A panic is logged, and what it was to do is left undone.
-async fn aside(act: impl FnOnce() + Send + 'static) {
-    let _ = spawn_blocking(act).await;
 }
 
 fn access(config: &Config, logging: Option<&Logging>) -> AccessLog {

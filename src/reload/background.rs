@@ -1,0 +1,155 @@
+//! What no request is to wait for, done on one thread that steps back for all others: to read, build and free a configuration
+//! of a thousand upstreams takes as long as a thousand requests.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+/// By so much is its priority lower: beside a busy thread it still gets a tenth of the time.
+const NICE: i32 = 10;
+
+/// The thread. It ends with this value, once it has done what it was told.
+pub(super) struct Background(Sender<Order>);
+
+enum Order {
+    Once(Box<dyn FnOnce() + Send>),
+    Every(Duration, Box<dyn FnMut() + Send>),
+}
+
+impl Background {
+    /// Starts it. Tasks that it spawns are spawned on this runtime.
+    ///
+    /// # Errors
+    /// A sentence, where there is no thread to be had.
+    pub(super) fn start() -> Result<Background, String> {
+        let (sender, orders) = channel();
+        let runtime = Handle::current();
+        thread::Builder::new()
+            .name("background".into())
+            .spawn(move || {
+                let _spawns_there = runtime.enter();
+                // Where that is forbidden, it is one thread among others.
+                let _ = rustix::process::nice(NICE);
+                obey(&orders);
+            })
+            .map_err(|error| format!("no thread to reload the configuration on: {error}"))?;
+        Ok(Background(sender))
+    }
+
+    /// Does this, after what was told before. `None`: it panicked, which is logged.
+    pub(super) async fn run<T: Send + 'static>(&self, act: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let (done, result) = oneshot::channel();
+        self.tell(Order::Once(Box::new(move || {
+            let _ = done.send(act());
+        })));
+        result.await.ok()
+    }
+
+    /// Frees this, some time.
+    pub(super) fn free<T: Send + 'static>(&self, what: T) {
+        self.tell(Order::Once(Box::new(move || drop(what))));
+    }
+
+    /// Does this again and again, with so much time between.
+    pub(super) fn every(&self, period: Duration, act: impl FnMut() + Send + 'static) {
+        self.tell(Order::Every(period, Box::new(act)));
+    }
+
+    fn tell(&self, order: Order) {
+        // It listens for as long as there is anyone to tell it anything.
+        let _ = self.0.send(order);
+    }
+}
+
+fn obey(orders: &Receiver<Order>) {
+    let mut again: Option<(Duration, Box<dyn FnMut() + Send>)> = None;
+    let mut due = Instant::now();
+    loop {
+        let order = match &again {
+            None => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(_) => orders.recv_timeout(due.saturating_duration_since(Instant::now())),
+        };
+        match order {
+            Ok(Order::Once(act)) => {
+                let _ = catch_unwind(AssertUnwindSafe(act));
+            }
+            Ok(Order::Every(period, act)) => {
+                again = Some((period, act));
+                due = Instant::now() + period;
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                if let Some((period, act)) = &mut again {
+                    let _ = catch_unwind(AssertUnwindSafe(act));
+                    due = Instant::now() + *period;
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn orders_are_obeyed_one_after_the_other() {
+        let background = Background::start().unwrap();
+        let (told, all) = mpsc::channel();
+        for n in 0..3 {
+            let told = told.clone();
+            background.free(Told(told, n));
+        }
+        assert_eq!(background.run(move || told.send(3).is_ok()).await, Some(true));
+        assert_eq!(all.iter().collect::<Vec<_>>(), [0, 1, 2, 3]);
+    }
+
+    /// Tells when it is freed.
+    struct Told(mpsc::Sender<u32>, u32);
+
+    impl Drop for Told {
+        fn drop(&mut self) {
+            let _ = self.0.send(self.1);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_told_and_the_next_order_is_obeyed() {
+        let background = Background::start().unwrap();
+        assert_eq!(background.run(|| -> u32 { panic!("on purpose") }).await, None);
+        assert_eq!(background.run(|| 1).await, Some(1));
+    }
+
+    #[tokio::test]
+    async fn what_is_done_again_and_again_outlives_its_panics_and_ends_with_the_thread() {
+        let background = Background::start().unwrap();
+        let (told, all) = mpsc::channel();
+        background.every(Duration::from_millis(1), move || {
+            told.send(()).unwrap();
+            panic!("on purpose");
+        });
+        for _ in 0..3 {
+            all.recv().unwrap();
+        }
+        drop(background);
+        while all.recv().is_ok() {}
+    }
+
+    #[tokio::test]
+    async fn it_steps_back_for_other_threads() {
+        let nice = |of: &str| -> i32 {
+            let stat = std::fs::read_to_string(format!("/proc/{of}/stat")).unwrap();
+            stat.rsplit(')').next().unwrap().split_whitespace().nth(16).unwrap().parse().unwrap()
+        };
+        let background = Background::start().unwrap();
+        let its = background.run(move || nice("thread-self")).await.unwrap();
+        let ours = nice("thread-self");
+        assert_eq!(its, (ours + NICE).min(19));
+    }
+}
