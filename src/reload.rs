@@ -55,7 +55,7 @@ pub struct Reloader {
     addresses: Shared<Vec<(Place, SocketAddr)>>,
     background: Background,
     /// Held by whoever changes the world, so that changes come one after the other.
-    world: Mutex<World>,
+    world: Arc<Mutex<World>>,
 }
 
 /// What a reload replaces besides the table.
@@ -113,7 +113,11 @@ impl Reloader {
             live: Arc::default(),
             addresses: Shared::new(Arc::new(listeners.all())),
             background: Background::start()?,
-            world: Mutex::new(World { listeners, watch: Watch::new(config.files.clone()), replaced: Vec::new() }),
+            world: Arc::new(Mutex::new(World {
+                listeners,
+                watch: Watch::new(config.files.clone()),
+                replaced: Vec::new(),
+            })),
         }))
     }
 
@@ -135,8 +139,8 @@ impl Reloader {
     /// Whether a file changed. A file system may hang, and a look that finds nothing new, as nearly all do, is to wake nobody
     /// else: it is made in the background.
     fn look(self: &Arc<Self>) {
-        // Who holds it looks by itself.
-        let Ok(mut world) = self.world.try_lock() else { return };
+        // Somebody changes it: there is a next time.
+        let Ok(mut world) = self.world.clone().try_lock_owned() else { return };
         world.bury(&self.background);
         let cause = if self.changed(&mut world.watch) {
             Cause::Changed
@@ -146,9 +150,8 @@ impl Reloader {
         } else {
             return;
         };
-        drop(world);
         let reloader = self.clone();
-        tokio::spawn(async move { reloader.reload(cause).await });
+        tokio::spawn(async move { reloader.reload_alone(&mut world, cause).await });
     }
 
     fn changed(&self, watch: &mut Watch) -> bool {

@@ -244,6 +244,9 @@ fn matching(reader: &mut Reader<'_>) -> Option<Match> {
     Some(Match { methods, path: path.or(regex)? })
 }
 
+/// What is wrong with a path that is written as people read it.
+const ENCODED: &str = "has spaces or letters that a path carries percent-encoded: write them as `%20` and the like";
+
 fn path(text: &str) -> Result<PathMatch, String> {
     if !text.starts_with('/') {
         return Err(format!("`{text}` must start with `/`"));
@@ -252,9 +255,7 @@ fn path(text: &str) -> Result<PathMatch, String> {
         return Err(format!("`{text}`: the path is matched without query and fragment; leave them out"));
     }
     if !text.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err(
-            "has spaces or letters that a path carries percent-encoded: write them as `%20` and the like".to_owned()
-        );
+        return Err(ENCODED.to_owned());
     }
     match text.find('*') {
         None => Ok(PathMatch::Exact(text.to_owned())),
@@ -264,6 +265,9 @@ fn path(text: &str) -> Result<PathMatch, String> {
 }
 
 fn path_regex(text: &str) -> Result<PathMatch, String> {
+    if !text.is_ascii() {
+        return Err(ENCODED.to_owned());
+    }
     let explain = |error: regex::Error| match error {
         regex::Error::CompiledTooBig(_) => {
             "is too large once compiled (1 MiB at most): use fewer repetitions".to_owned()

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
 
 /// By so much is its priority lower: beside a busy thread it still gets a tenth of the time.
 const NICE: i32 = 10;
@@ -42,11 +42,12 @@ impl Background {
 
     /// Does this, after what was told before. `None`: it panicked, which is logged.
     pub(super) async fn run<T: Send + 'static>(&self, act: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-        let (done, result) = oneshot::channel();
+        let (done, result) = channel();
         self.tell(Order::Once(Box::new(move || {
             let _ = done.send(act());
         })));
-        result.await.ok()
+        // On a thread of the runtime's: time that tests have paused runs ahead of any other.
+        spawn_blocking(move || result.recv().ok()).await.ok().flatten()
     }
 
     /// Frees this, some time.

@@ -28,6 +28,10 @@ pub fn control(data: &[u8]) {
                     let heard = String::from_utf8_lossy(&dialogue.heard);
                     return if heard.contains("\r\ncontent-type: text/event-stream") { Ok(()) } else { Err(why) };
                 }
+                // The loop below would find nothing to judge.
+                if dialogue.heard.is_empty() && matches!(framed_request(data), Read::Whole(..)) {
+                    return Err("nothing is answered".to_owned());
+                }
                 let (mut at, mut of) = (0, 0);
                 while at < dialogue.heard.len() {
                     let rest = &dialogue.heard[at..];
