@@ -9,7 +9,6 @@ mod source;
 mod status;
 
 use std::net::SocketAddr;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -142,7 +141,7 @@ impl Reloader {
         // Somebody changes it: there is a next time.
         let Ok(mut world) = self.world.clone().try_lock_owned() else { return };
         world.bury(&self.background);
-        let cause = if self.changed(&mut world.watch) {
+        let cause = if world.watch.changed() {
             Cause::Changed
         } else if !self.last.load().took_effect() {
             // What was missing, a file that the new configuration names, may have come.
@@ -152,14 +151,6 @@ impl Reloader {
         };
         let reloader = self.clone();
         tokio::spawn(async move { reloader.reload_alone(&mut world, cause).await });
-    }
-
-    fn changed(&self, watch: &mut Watch) -> bool {
-        catch_unwind(AssertUnwindSafe(|| watch.changed())).unwrap_or_else(|_| {
-            // The panic is logged; a new watch begins with what is there now.
-            *watch = Watch::new(self.proxy.table.load().config.files.clone());
-            true
-        })
     }
 
     /// Reads the file and takes it into service, or says why not. What happened is logged and counted.

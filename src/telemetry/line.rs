@@ -1,7 +1,7 @@
 //! One line of the log: JSON, or text for people. Access lines and events are written alike.
 
 use std::fmt::{self, Write};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use time::OffsetDateTime;
 
@@ -83,12 +83,15 @@ impl Line {
 
 /// The time in UTC, RFC 3339, to the microsecond. Digit by digit: that is most of what a line costs where it is left to formatting.
 fn now(text: &mut String) {
-    time(text, OffsetDateTime::from(SystemTime::now()));
+    // A clock that is set to no year of four digits must not end what is logged.
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let at = i64::try_from(since.as_secs()).ok().and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
+    time(text, at.unwrap_or(OffsetDateTime::UNIX_EPOCH), since.subsec_micros());
 }
 
-fn time(text: &mut String, at: OffsetDateTime) {
+fn time(text: &mut String, at: OffsetDateTime, micros: u32) {
     let (year, month, day) = at.to_calendar_date();
-    let (hour, minute, second, micros) = at.to_hms_micro();
+    let (hour, minute, second) = at.to_hms();
     for (value, width, behind) in [
         (year.unsigned_abs(), 4, '-'),
         (u32::from(u8::from(month)), 2, '-'),
@@ -169,13 +172,13 @@ mod tests {
 
     #[test]
     fn time_is_written_with_all_its_digits() {
-        for (micros, expected) in [
-            (0, "1970-01-01T00:00:00.000000Z"),
-            (951_782_400_000_001, "2000-02-29T00:00:00.000001Z"),
-            (1_795_363_199_999_999, "2026-11-22T15:59:59.999999Z"),
+        for (seconds, micros, expected) in [
+            (0, 0, "1970-01-01T00:00:00.000000Z"),
+            (951_782_400, 1, "2000-02-29T00:00:00.000001Z"),
+            (1_795_363_199, 999_999, "2026-11-22T15:59:59.999999Z"),
         ] {
             let mut text = String::new();
-            time(&mut text, OffsetDateTime::UNIX_EPOCH + Duration::from_micros(micros));
+            time(&mut text, OffsetDateTime::from_unix_timestamp(seconds).unwrap(), micros);
             assert_eq!(text, expected);
         }
     }
