@@ -316,7 +316,7 @@ pub const KEYS: &[Key] = &[
         Route,
         "match.path_regex",
         One(Item::Regex),
-        "A regular expression for the whole path, instead of `path`. It is matched byte by byte, so it knows no classes of Unicode (`\\p{…}`).",
+        "A regular expression for the whole path, instead of `path`. ASCII only: it is matched byte by byte, without Unicode's classes (`\\p{…}`).",
     ),
     key(Policy, "timeouts", BlockOrOff, "The clocks; each may be off."),
     key(Policy, "timeouts.connect", Clock, "One connection set-up: DNS, TCP over all addresses, TLS."),
