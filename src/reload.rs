@@ -37,8 +37,8 @@ use crate::telemetry::logging::Logging;
 use crate::upstream::connect::Connector;
 use crate::upstream::table::Table;
 
-/// How often files are looked at.
-const POLL: Duration = Duration::from_secs(2);
+/// How often files are looked at: seldom enough to cost nothing, and a change is to be noticed within five seconds.
+const POLL: Duration = Duration::from_secs(3);
 
 /// Takes new configurations into service.
 pub struct Reloader {
@@ -269,6 +269,7 @@ impl Reloader {
         let Ready { config, warnings, changes, watch, torn, listeners, table } = ready;
         let old = self.proxy.table.load();
         self.proxy.table.store(table.clone());
+        self.live.reloaded();
         if let Some(logging) = &self.logging {
             logging.apply(&config.log);
         }

@@ -1,5 +1,6 @@
 //! What the dashboard is told while somebody looks: the whole state once, then each second what changed. One task makes the
-//! news, once for all who listen; when nobody does, it only takes a sample now and then.
+//! news, once for all who listen; when nobody does, it only takes a sample now and then, and without
+//! an `admin` listener nothing.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
+use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 
@@ -28,6 +30,8 @@ const PROBLEMS: usize = 50;
 pub struct Live {
     history: Mutex<History>,
     audience: Audience,
+    /// Another configuration is in effect.
+    reloaded: Notify,
 }
 
 /// What those who listen know already.
@@ -51,6 +55,11 @@ impl Live {
 
     pub(super) fn history(&self) -> MutexGuard<'_, History> {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Another configuration is in effect: there may be an `admin` listener now.
+    pub(crate) fn reloaded(&self) {
+        self.reloaded.notify_one();
     }
 
     fn sample(&self, table: &Table, now: Instant) {
@@ -88,6 +97,16 @@ pub(crate) async fn run(admin: Arc<Admin>) {
     admin.live.history().begin(now);
     let mut told = Told::default();
     loop {
+        if admin.table.load().config.listeners.admin.is_none() {
+            admin.live.history().pause();
+            admin.live.audience.dismiss();
+            tokio::select! {
+                () = admin.drain.ended.cancelled() => return,
+                () = admin.live.reloaded.notified() => {}
+            }
+            next_sample = Instant::now();
+            continue;
+        }
         // A process that nobody looks at is to wake as seldom as can be.
         let next = if admin.live.audience.is_empty() { next_sample } else { now + TICK };
         tokio::select! {
@@ -97,11 +116,6 @@ pub(crate) async fn run(admin: Arc<Admin>) {
         }
         now = Instant::now();
         let table = admin.table.load();
-        if table.config.listeners.admin.is_none() {
-            admin.live.history().pause();
-            next_sample = now + history::INTERVAL;
-            continue;
-        }
         // A tick that comes a little early is the one that is meant.
         let due = next_sample <= now + TICK / 2;
         if due {
