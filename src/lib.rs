@@ -27,6 +27,7 @@
 pub mod address;
 pub mod admin;
 pub mod app;
+mod background;
 pub mod cli;
 pub mod config;
 pub mod demo;

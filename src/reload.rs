@@ -1,7 +1,6 @@
 //! The only writer of the live table. A new world is built whole, what can fail first; then it is swapped in, once; then
 //! the old one is torn down. Whatever goes wrong, the old world stays as it was.
 
-mod background;
 mod changes;
 mod listeners;
 mod past;
@@ -23,13 +22,13 @@ pub use status::{Cause, Status};
 
 use crate::admin::live::Live;
 use crate::admin::{self, Admin, Surface};
+use crate::background::Background;
 use crate::config::Config;
 use crate::config::watch::Watch;
 use crate::document::{Problem, Problems};
 use crate::policy::replay::ReplayMemory;
 use crate::proxy::listener::{self, Door};
 use crate::proxy::{Entry, Proxy};
-use crate::reload::background::Background;
 use crate::reload::listeners::{Bound, Listeners};
 use crate::shared::Shared;
 use crate::telemetry::access::AccessLog;
@@ -314,7 +313,7 @@ impl World {
     fn bury(&mut self, background: &Background) {
         let unused: Vec<_> = self.replaced.extract_if(.., |table| Arc::strong_count(table) == 1).collect();
         if !unused.is_empty() {
-            background.free(unused);
+            background.later(move || unused.into_iter().for_each(Table::take_apart));
         }
     }
 }

@@ -248,37 +248,51 @@ impl Admin {
             Endpoint::Ready if self.drain.begun.is_cancelled() => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
             Endpoint::Ready => text(StatusCode::OK, "ok\n"),
             Endpoint::Metrics => {
-                let shown = scrape::scrape(&self.metrics, &self.table.load(), &self.replay, Instant::now());
-                reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", shown)
+                self.aside(|admin| {
+                    let shown = scrape::scrape(&admin.metrics, &admin.table.load(), &admin.replay, Instant::now());
+                    reply(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", shown)
+                })
+                .await
             }
             Endpoint::Page => page(),
             Endpoint::Index => text(StatusCode::OK, INDEX),
             Endpoint::Upstreams => {
-                let draining = self.drain.begun.is_cancelled();
-                show(StatusCode::OK, &api::upstreams(&self.table.load(), &self.live, draining, Instant::now()))
+                self.aside(|admin| {
+                    let draining = admin.drain.begun.is_cancelled();
+                    let now = Instant::now();
+                    show(StatusCode::OK, &api::upstreams(&admin.table.load(), &admin.live, draining, now))
+                })
+                .await
             }
             Endpoint::History => {
-                let table = self.table.load();
-                let names = table.all().map(|upstream| &upstream.name);
-                show(StatusCode::OK, &api::history(&self.live.history(), names, SAMPLES))
+                self.aside(|admin| {
+                    let table = admin.table.load();
+                    let names = table.all().map(|upstream| &upstream.name);
+                    show(StatusCode::OK, &api::history(&admin.live.history(), names, SAMPLES))
+                })
+                .await
             }
             Endpoint::Failures => {
                 let failures = self.reloader.proxy().failures.after(0);
                 show(StatusCode::OK, &json!({"failures": api::failures(&failures)}))
             }
             Endpoint::Events => self.events(link, &head.method),
-            Endpoint::Config => {
-                let config = self.table.load().config.clone();
-                // With a thousand upstreams that is more than a request should wait for.
-                match spawn_blocking(move || config.effective()).await {
-                    Ok(effective) => show(StatusCode::OK, &effective),
-                    Err(_) => problem(StatusCode::INTERNAL_SERVER_ERROR, "an internal error, logged as a panic"),
-                }
+            Endpoint::Config => self.aside(|admin| show(StatusCode::OK, &admin.table.load().config.effective())).await,
+            Endpoint::LastReload => self.aside(|admin| show(StatusCode::OK, &admin.reloader.last().json())).await,
+            Endpoint::Reloads => {
+                self.aside(|admin| show(StatusCode::OK, &json!({"reloads": admin.reloader.past().json()}))).await
             }
-            Endpoint::LastReload => show(StatusCode::OK, &self.reloader.last().json()),
-            Endpoint::Reloads => show(StatusCode::OK, &json!({"reloads": self.reloader.past().json()})),
             Endpoint::Reload => self.reload().await,
             Endpoint::Circuit(name) => self.circuit(name, body).await,
+        }
+    }
+
+    /// An answer that grows with the number of upstreams: to write down a thousand takes longer than a request should wait.
+    async fn aside(self: &Arc<Self>, make: impl FnOnce(&Admin) -> Answer + Send + 'static) -> Answer {
+        let admin = self.clone();
+        match spawn_blocking(move || make(&admin)).await {
+            Ok(answer) => answer,
+            Err(_) => problem(StatusCode::INTERNAL_SERVER_ERROR, "an internal error, logged as a panic"),
         }
     }
 
@@ -302,12 +316,15 @@ impl Admin {
         }
     }
 
-    async fn reload(&self) -> Answer {
+    async fn reload(self: &Arc<Self>) -> Answer {
         // In a task of its own, since whoever asked may hang up in the middle.
         let reloader = self.reloader.clone();
         match tokio::spawn(async move { reloader.reload(Cause::Asked).await }).await {
-            Ok(status) if status.took_effect() => show(StatusCode::OK, &status.json()),
-            Ok(status) => show(StatusCode::UNPROCESSABLE_ENTITY, &status.json()),
+            Ok(status) => {
+                let code = if status.took_effect() { StatusCode::OK } else { StatusCode::UNPROCESSABLE_ENTITY };
+                // A line for each change, and for each danger.
+                self.aside(move |_| show(code, &status.json())).await
+            }
             Err(_) => problem(StatusCode::INTERNAL_SERVER_ERROR, "the reload ended in an internal error, see the log"),
         }
     }

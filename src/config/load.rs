@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::background::give_way;
 use crate::config::layers::Layers;
 use crate::config::schema::Scope;
 use crate::config::tls::Files;
@@ -221,6 +222,7 @@ fn upstreams(
     let known = Known::default();
     let mut upstreams = Vec::with_capacity(node.entries().len());
     for entry in node.entries() {
+        give_way();
         let path = format!("upstreams.{}", entry.key);
         let note = |message: String, help: String| {
             let problem = Problem { place: Some(entry.place.clone()), path: path.clone(), message, help: Some(help) };
@@ -255,6 +257,7 @@ fn masked(text: &str) -> String {
     };
     let mut lines: Vec<String> = Vec::new();
     for line in text.split('\n') {
+        give_way();
         let mut line = line.to_owned();
         if let Some(at) = line.find("admin_token") {
             let from = line[at..].find(':').map_or(line.len(), |colon| at + colon + 1);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Span, StrInput, Tag};
 
+use crate::background::give_way;
 use crate::document::tree::{Entry, Layer, Node, Scalar, Value};
 use crate::document::{Place, Problems};
 
@@ -221,6 +222,7 @@ impl Builder<'_> {
             if event == Event::MappingEnd {
                 break;
             }
+            give_way();
             let (key, _) = self.node(event, span, events, depth + 1)?;
             let (event, value_span) = self.next(events)?;
             let (value, inner) = self.node(event, value_span, events, depth + 1)?;

@@ -12,6 +12,8 @@ const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 /// A `details` or `grpc-message` longer than this helps nobody and breaks parsers.
 const MAX_DETAIL: usize = 500;
+/// Most answers fit into so much. Bytes.
+const COMMON_PROBLEM: usize = 512;
 
 /// What the app asked, as far as its answer depends on it.
 #[derive(Clone, Copy, Debug, Default)]
@@ -74,7 +76,10 @@ pub(crate) fn answer(error: &Error, asked: Asked, progress: Progress<'_>) -> Res
             route: progress.route,
             attempts: progress.attempts,
         };
-        Bytes::from(serde_json::to_vec(&problem).unwrap_or_default())
+        let mut text = Vec::with_capacity(COMMON_PROBLEM);
+        // It has nothing that JSON can't tell.
+        let _ = serde_json::to_writer(&mut text, &problem);
+        Bytes::from(text)
     };
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
     let mut proxy_status = format!("outrigger; error={}; details={}", error.proxy_status(), sf_string(&detail));

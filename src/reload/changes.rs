@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use crate::background::give_way;
 use crate::config::{self, Config, effective};
 use crate::document::tree::{self, Node};
 
@@ -65,6 +66,7 @@ impl Upstreams<'_> {
         }
         let inherit_the_same = old.layers.upstreams_inherit_as(&new.layers);
         for (name, sides) in names {
+            give_way();
             match sides {
                 (Some(before), Some(after)) => {
                     if inherit_the_same && before.shows_as(after) {

@@ -110,10 +110,10 @@ impl AccessLog {
         if let Some(path) = self.path(line.path) {
             out.text("path", &path);
         }
-        out.number("status", line.status);
+        out.integer("status", line.status);
         out.optional("error", line.error);
         out.optional("detail", line.detail.map(|detail| cut(detail, MOST_OF_PATH)));
-        out.number("attempts", line.attempts);
+        out.integer("attempts", line.attempts);
         out.optional("no_retry", line.no_retry);
         out.millis("total_ms", line.total);
         out.millis("waited_ms", line.waited);
@@ -121,8 +121,8 @@ impl AccessLog {
         if let Some(first_byte) = line.first_byte {
             out.millis("first_byte_ms", first_byte);
         }
-        out.number("bytes_in", line.bytes_in);
-        out.number("bytes_out", line.bytes_out);
+        out.integer("bytes_in", line.bytes_in);
+        out.integer("bytes_out", line.bytes_out);
         out.text("trace_id", line.trace_id);
         out.finish()
     }

@@ -60,7 +60,13 @@ impl Line {
         }
     }
 
-    /// A field that is a number or a boolean.
+    /// A field that is a whole number.
+    pub(super) fn integer(&mut self, key: &str, value: impl itoa::Integer) {
+        self.key(key);
+        self.text.push_str(itoa::Buffer::new().format(value));
+    }
+
+    /// A field that is a number of any kind or a boolean.
     pub(super) fn number(&mut self, key: &str, value: impl fmt::Display) {
         self.key(key);
         let _ = write!(self.text, "{value}");
@@ -69,9 +75,11 @@ impl Line {
     /// A field of milliseconds, with three decimals.
     pub(super) fn millis(&mut self, key: &str, value: Duration) {
         self.key(key);
-        let micros = value.as_micros();
-        let _ = write!(self.text, "{}.", micros / 1000);
-        digits(&mut self.text, (micros % 1000) as u32, 3);
+        // More than there is room for is longer than anything lasts.
+        let millis = value.as_secs().saturating_mul(1000).saturating_add(value.subsec_millis().into());
+        self.text.push_str(itoa::Buffer::new().format(millis));
+        self.text.push('.');
+        digits(&mut self.text, value.subsec_micros() % 1000, 3);
     }
 
     /// The whole line.
@@ -106,11 +114,14 @@ fn time(text: &mut String, at: OffsetDateTime, micros: u32) {
     }
 }
 
-/// A number's last digits, with zeros before it.
-fn digits(text: &mut String, value: u32, width: u32) {
-    for at in (0..width).rev() {
-        text.push(char::from(b'0' + (value / 10_u32.pow(at) % 10) as u8));
+/// A number's last digits, six at most, with zeros before it.
+fn digits(text: &mut String, mut value: u32, width: usize) {
+    let mut all = ['0'; 6];
+    for digit in all[..width].iter_mut().rev() {
+        *digit = char::from(b'0' + (value % 10) as u8);
+        value /= 10;
     }
+    text.extend(&all[..width]);
 }
 
 /// A JSON string (RFC 8259 section 7).

@@ -9,6 +9,8 @@ use std::io::{self, BufWriter, Write};
 use std::panic::PanicHookInfo;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use tracing::field::{Field, Visit};
 use tracing::level_filters::LevelFilter;
@@ -23,6 +25,9 @@ use crate::telemetry::line::Line;
 
 /// Lines that wait for a slow reader before new ones are dropped.
 const WAITING_LINES: usize = 8192;
+/// How long the thread that writes lets lines gather once it has written all: to wake it for each would cost a request more than the
+/// line itself.
+const GATHER: Duration = Duration::from_millis(10);
 
 /// The process's log.
 #[derive(Clone)]
@@ -39,7 +44,6 @@ impl Logging {
     /// # Errors
     /// A sentence when the process logs elsewhere already.
     pub fn install(log: &config::Log) -> Result<(Logging, WorkerGuard), String> {
-        // The worker flushes whenever it has caught up, so a quiet log is never late and a busy one costs few writes.
         let (logging, guard, subscriber) = Logging::over(BufWriter::with_capacity(64 << 10, std::io::stdout()), log);
         tracing::subscriber::set_global_default(subscriber).map_err(|error| error.to_string())?;
         std::panic::set_hook(Box::new(tell_panic));
@@ -100,8 +104,11 @@ impl<W: Write> Write for Counted<W> {
         written
     }
 
+    /// It has caught up. So the first line after a while is written at once, and those that follow by the dozen.
     fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
+        let flushed = self.out.flush();
+        thread::sleep(GATHER);
+        flushed
     }
 }
 
@@ -161,11 +168,11 @@ impl Visit for Fields<'_> {
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.0.number(field.name(), value);
+        self.0.integer(field.name(), value);
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.0.number(field.name(), value);
+        self.0.integer(field.name(), value);
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {

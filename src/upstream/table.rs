@@ -9,6 +9,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::address::AddressSet;
+use crate::background::give_way;
 use crate::config::{self, Config};
 use crate::intercept::Interception;
 use crate::origin::Host;
@@ -81,6 +82,7 @@ impl Table {
         let mut problems = Vec::new();
         let mut upstreams = Vec::new();
         for upstream in &config.upstreams {
+            give_way();
             let plan = Plan {
                 name: &upstream.name,
                 policies: &upstream.policies,
@@ -121,15 +123,31 @@ impl Table {
         let now = Instant::now();
         self.replay.set_cap(self.config.limits.replay_memory);
         for lane in self.all().flat_map(|upstream| upstream.lanes()) {
+            give_way();
             lane.policies.take_over(now);
         }
         for upstream in old.into_iter().flat_map(Table::all) {
+            give_way();
             let new = if *upstream.name == *UNMATCHED { Some(&self.unmatched) } else { self.named(&upstream.name) };
             if !new.is_some_and(|new| Arc::ptr_eq(&new.transport, &upstream.transport)) {
                 upstream.transport.retire();
             }
         }
         self.forget_others(metrics);
+    }
+
+    /// Frees it piece by piece, where nobody else has it.
+    pub(crate) fn take_apart(table: Arc<Table>) {
+        let Some(Table { config, upstreams, .. }) = Arc::into_inner(table) else { return };
+        for upstream in upstreams {
+            give_way();
+            drop(upstream);
+        }
+        let Some(Config { upstreams, .. }) = Arc::into_inner(config) else { return };
+        for upstream in upstreams {
+            give_way();
+            drop(upstream);
+        }
     }
 
     /// Removes the series of upstreams and lanes that the table does not have.

@@ -93,7 +93,7 @@ class Running:
         self.vals = peer.values(mode, {**origin.ports(), "listen": self.port, "admin": self.admin}, base, self.dir, a.workers, counts)
         if peer.config:
             self.config = self.dir / ("config" + Path(peer.config).suffix)
-            self.write()
+            self.write(self.text())
             self.vals["config"] = self.config
         sub = lambda text: fill(text, self.vals)
         argv = [sub(x) for x in peer.command + peer.mode_args.get(mode, [])]
@@ -117,11 +117,15 @@ class Running:
             what = str(e) if rc is None else f"it ended by itself with exit status {rc}"
             raise Broken(f"{what}; the end of its log: {' | '.join(said.splitlines()[-8:]) or 'empty'}") from None
 
-    def write(self, **counts):
-        """The configuration, whole at once, as a reload wants it."""
+    def text(self, **counts):
+        """The configuration with these counts."""
         self.vals.update(counts)
+        return self.peer.text(self.vals)
+
+    def write(self, text):
+        """Another configuration, whole at once, as a reload wants it."""
         new = self.config.with_name("new")
-        new.write_text(self.peer.text(self.vals))
+        new.write_text(text)
         new.replace(self.config)
 
     def stop(self, keep=False):

@@ -1,6 +1,7 @@
 //! What no request is to wait for, done on one thread that steps back for all others: to read, build and free a configuration
 //! of a thousand upstreams takes as long as a thousand requests.
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
@@ -11,9 +12,27 @@ use tokio::task::spawn_blocking;
 
 /// By so much is its priority lower: beside a busy thread it still gets a tenth of the time.
 const NICE: i32 = 10;
+/// After so long it lets others go first: a thread that wakes on its core may have to wait until its turn has ended, which takes
+/// milliseconds where nobody ends it early.
+const TURN: Duration = Duration::from_micros(200);
+
+thread_local! {
+    /// When this thread began its turn, where it is the one that steps back.
+    static TURN_BEGAN: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
+/// To be called now and then by what takes long. Where that is done by any other thread, as when the process starts, it is nothing.
+pub(crate) fn give_way() {
+    TURN_BEGAN.with(|began| {
+        if began.get().is_some_and(|began| began.elapsed() >= TURN) {
+            thread::yield_now();
+            began.set(Some(Instant::now()));
+        }
+    });
+}
 
 /// The thread. It ends with this value, once it has done what it was told.
-pub(super) struct Background(Sender<Order>);
+pub(crate) struct Background(Sender<Order>);
 
 enum Order {
     Once(Box<dyn FnOnce() + Send>),
@@ -25,7 +44,7 @@ impl Background {
     ///
     /// # Errors
     /// A sentence, where there is no thread to be had.
-    pub(super) fn start() -> Result<Background, String> {
+    pub(crate) fn start() -> Result<Background, String> {
         let (sender, orders) = channel();
         let runtime = Handle::current();
         thread::Builder::new()
@@ -34,6 +53,7 @@ impl Background {
                 let _spawns_there = runtime.enter();
                 // Where that is forbidden, it is one thread among others.
                 let _ = rustix::process::nice(NICE);
+                TURN_BEGAN.set(Some(Instant::now()));
                 obey(&orders);
             })
             .map_err(|error| format!("no thread to reload the configuration on: {error}"))?;
@@ -41,7 +61,7 @@ impl Background {
     }
 
     /// Does this, after what was told before. `None`: it panicked, which is logged.
-    pub(super) async fn run<T: Send + 'static>(&self, act: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    pub(crate) async fn run<T: Send + 'static>(&self, act: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         let (done, result) = channel();
         self.tell(Order::Once(Box::new(move || {
             let _ = done.send(act());
@@ -50,13 +70,13 @@ impl Background {
         spawn_blocking(move || result.recv().ok()).await.ok().flatten()
     }
 
-    /// Frees this, some time.
-    pub(super) fn free<T: Send + 'static>(&self, what: T) {
-        self.tell(Order::Once(Box::new(move || drop(what))));
+    /// Does this some time.
+    pub(crate) fn later(&self, act: impl FnOnce() + Send + 'static) {
+        self.tell(Order::Once(Box::new(act)));
     }
 
     /// Does this again and again, with so much time between.
-    pub(super) fn every(&self, period: Duration, act: impl FnMut() + Send + 'static) {
+    pub(crate) fn every(&self, period: Duration, act: impl FnMut() + Send + 'static) {
         self.tell(Order::Every(period, Box::new(act)));
     }
 
@@ -105,19 +125,10 @@ mod tests {
         let (told, all) = mpsc::channel();
         for n in 0..3 {
             let told = told.clone();
-            background.free(Told(told, n));
+            background.later(move || told.send(n).unwrap());
         }
         assert_eq!(background.run(move || told.send(3).is_ok()).await, Some(true));
         assert_eq!(all.iter().collect::<Vec<_>>(), [0, 1, 2, 3]);
-    }
-
-    /// Tells when it is freed.
-    struct Told(mpsc::Sender<u32>, u32);
-
-    impl Drop for Told {
-        fn drop(&mut self) {
-            let _ = self.0.send(self.1);
-        }
     }
 
     #[tokio::test]
