@@ -366,8 +366,8 @@ async fn pipes_are_held_while_bytes_are_in_them_and_given_back_before_the_tunnel
     for (_, upstream) in &mut tunnels {
         taken.push(stuff(upstream).await);
     }
-    let held = child.pipes() - before;
-    assert!((4..=4 + SPARE).contains(&held), "{held}");
+    // A kernel that is busy may have the last bytes on their way for longer than a writer waits.
+    eventually("each holds one", async || (4..=4 + SPARE).contains(&(child.pipes() - before))).await;
     // Who reads on gets it all.
     for ((app, _), taken) in tunnels.iter_mut().zip(taken) {
         expect(app, &vec![b'x'; taken]).await;
