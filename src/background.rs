@@ -36,7 +36,7 @@ pub(crate) struct Background(Sender<Order>);
 
 enum Order {
     Once(Box<dyn FnOnce() + Send>),
-    Every(Duration, Box<dyn FnMut() + Send>),
+    Again(Box<dyn FnMut() -> Duration + Send>),
 }
 
 impl Background {
@@ -75,9 +75,9 @@ impl Background {
         self.tell(Order::Once(Box::new(act)));
     }
 
-    /// Does this again and again, with so much time between.
-    pub(crate) fn every(&self, period: Duration, act: impl FnMut() + Send + 'static) {
-        self.tell(Order::Every(period, Box::new(act)));
+    /// Does this again and again, each time after as long as it said, and where it panicked after as long as before.
+    pub(crate) fn again(&self, act: impl FnMut() -> Duration + Send + 'static) {
+        self.tell(Order::Again(Box::new(act)));
     }
 
     fn tell(&self, order: Order) {
@@ -87,8 +87,8 @@ impl Background {
 }
 
 fn obey(orders: &Receiver<Order>) {
-    let mut again: Option<(Duration, Box<dyn FnMut() + Send>)> = None;
-    let mut due = Instant::now();
+    let mut again: Option<Box<dyn FnMut() -> Duration + Send>> = None;
+    let (mut pause, mut due) = (Duration::ZERO, Instant::now());
     loop {
         let order = match &again {
             None => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -98,14 +98,14 @@ fn obey(orders: &Receiver<Order>) {
             Ok(Order::Once(act)) => {
                 let _ = catch_unwind(AssertUnwindSafe(act));
             }
-            Ok(Order::Every(period, act)) => {
-                again = Some((period, act));
-                due = Instant::now() + period;
+            Ok(Order::Again(act)) => {
+                again = Some(act);
+                due = Instant::now();
             }
             Err(RecvTimeoutError::Timeout) => {
-                if let Some((period, act)) = &mut again {
-                    let _ = catch_unwind(AssertUnwindSafe(act));
-                    due = Instant::now() + *period;
+                if let Some(act) = &mut again {
+                    pause = catch_unwind(AssertUnwindSafe(act)).unwrap_or(pause);
+                    due = Instant::now() + pause;
                 }
             }
             Err(RecvTimeoutError::Disconnected) => return,
@@ -142,9 +142,11 @@ mod tests {
     async fn what_is_done_again_and_again_outlives_its_panics_and_ends_with_the_thread() {
         let background = Background::start().unwrap();
         let (told, all) = mpsc::channel();
-        background.every(Duration::from_millis(1), move || {
+        let mut first = true;
+        background.again(move || {
             told.send(()).unwrap();
-            panic!("on purpose");
+            assert!(std::mem::take(&mut first), "on purpose");
+            Duration::from_millis(1)
         });
         for _ in 0..3 {
             all.recv().unwrap();

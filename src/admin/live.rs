@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 
@@ -22,16 +22,30 @@ use crate::upstream::table::Table;
 
 /// How often there is news. An event is sent each time, so that silence means a broken connection.
 const TICK: Duration = Duration::from_secs(1);
+/// How many long answers are written at once.
+const WRITERS: usize = 2;
 /// How many problems of a file are told: who has more, has one that matters.
 const PROBLEMS: usize = 50;
 
 /// What is kept for the dashboard.
-#[derive(Default)]
 pub struct Live {
     history: Mutex<History>,
     audience: Audience,
     /// Another configuration is in effect.
     reloaded: Notify,
+    /// For those who write long answers.
+    pub(super) writers: Arc<Semaphore>,
+}
+
+impl Default for Live {
+    fn default() -> Live {
+        Live {
+            history: Mutex::default(),
+            audience: Audience::default(),
+            reloaded: Notify::new(),
+            writers: Arc::new(Semaphore::new(WRITERS)),
+        }
+    }
 }
 
 /// What those who listen know already.
@@ -99,10 +113,13 @@ pub(crate) async fn run(admin: Arc<Admin>) {
     loop {
         if admin.table.load().config.listeners.admin.is_none() {
             admin.live.history().pause();
+            // Also those who come by a connection that is older.
             admin.live.audience.dismiss();
+            told = Told::default();
             tokio::select! {
                 () = admin.drain.ended.cancelled() => return,
                 () = admin.live.reloaded.notified() => {}
+                () = admin.live.audience.joined() => {}
             }
             next_sample = Instant::now();
             continue;

@@ -27,6 +27,7 @@ mod seats;
 mod stream;
 
 use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -287,12 +288,22 @@ impl Admin {
         }
     }
 
-    /// An answer that grows with the number of upstreams: to write down a thousand takes longer than a request should wait.
-    async fn aside(self: &Arc<Self>, make: impl FnOnce(&Admin) -> Answer + Send + 'static) -> Answer {
-        let admin = self.clone();
-        match spawn_blocking(move || make(&admin)).await {
-            Ok(answer) => answer,
-            Err(_) => problem(StatusCode::INTERNAL_SERVER_ERROR, "an internal error, logged as a panic"),
+    /// An answer that grows with the number of upstreams: to write down a thousand takes longer than a request should wait. Those that
+    /// nobody waits for any more are not begun, and others wait, so that a flood of them is no flood of threads.
+    async fn aside(self: &Arc<Self>, make: impl Fn(&Admin) -> Answer + Clone + Send + 'static) -> Answer {
+        // It is never closed.
+        let turn = self.live.writers.clone().acquire_owned().await;
+        let (admin, there) = (self.clone(), make.clone());
+        let begun = catch_unwind(AssertUnwindSafe(|| {
+            spawn_blocking(move || {
+                let _turn = turn;
+                there(&admin)
+            })
+        }));
+        match begun {
+            Ok(writing) => writing.await.unwrap_or_else(|_| internal()),
+            // There is no thread to be had.
+            Err(_) => make(self),
         }
     }
 
@@ -425,6 +436,10 @@ fn problem(status: StatusCode, sentence: &str) -> Answer {
     let title = status.canonical_reason().unwrap_or_default();
     let body = json!({"title": title, "status": status.as_u16(), "detail": sentence});
     reply(status, "application/problem+json", format!("{body:#}\n"))
+}
+
+fn internal() -> Answer {
+    problem(StatusCode::INTERNAL_SERVER_ERROR, "an internal error, see the log")
 }
 
 fn refused(refusal: guard::Refusal) -> Answer {
