@@ -36,7 +36,7 @@ pub(crate) struct Background(Sender<Order>);
 
 enum Order {
     Once(Box<dyn FnOnce() + Send>),
-    Again(Box<dyn FnMut() -> Duration + Send>),
+    Again(Duration, Box<dyn FnMut() -> Duration + Send>),
 }
 
 impl Background {
@@ -75,9 +75,9 @@ impl Background {
         self.tell(Order::Once(Box::new(act)));
     }
 
-    /// Does this again and again, each time after as long as it said, and where it panicked after as long as before.
-    pub(crate) fn again(&self, act: impl FnMut() -> Duration + Send + 'static) {
-        self.tell(Order::Again(Box::new(act)));
+    /// Does this after so long, and again and again, each time after as long as it said, and where it panicked after as long as before.
+    pub(crate) fn again(&self, first: Duration, act: impl FnMut() -> Duration + Send + 'static) {
+        self.tell(Order::Again(first, Box::new(act)));
     }
 
     fn tell(&self, order: Order) {
@@ -98,9 +98,10 @@ fn obey(orders: &Receiver<Order>) {
             Ok(Order::Once(act)) => {
                 let _ = catch_unwind(AssertUnwindSafe(act));
             }
-            Ok(Order::Again(act)) => {
+            Ok(Order::Again(first, act)) => {
                 again = Some(act);
-                due = Instant::now();
+                pause = first;
+                due = Instant::now() + pause;
             }
             Err(RecvTimeoutError::Timeout) => {
                 if let Some(act) = &mut again {
@@ -143,7 +144,7 @@ mod tests {
         let background = Background::start().unwrap();
         let (told, all) = mpsc::channel();
         let mut first = true;
-        background.again(move || {
+        background.again(Duration::ZERO, move || {
             told.send(()).unwrap();
             assert!(std::mem::take(&mut first), "on purpose");
             Duration::from_millis(1)

@@ -36,8 +36,8 @@ use crate::telemetry::logging::Logging;
 use crate::upstream::connect::Connector;
 use crate::upstream::table::Table;
 
-/// How often files are looked at: seldom enough to cost nothing, and a change is to be noticed within five seconds.
-const POLL: Duration = Duration::from_secs(3);
+/// How often files are looked at: a change is to be noticed within five seconds, on a machine that is busy too.
+const POLL: Duration = Duration::from_secs(2);
 /// How soon they are looked at again where somebody was changing the world.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -129,7 +129,7 @@ impl Reloader {
             }
         }
         let reloader = Arc::downgrade(self);
-        self.background.again(move || {
+        self.background.again(POLL, move || {
             let there = reloader.upgrade().filter(|reloader| !reloader.proxy.drain.ended.is_cancelled());
             if there.is_none_or(|reloader| reloader.look()) { POLL } else { AGAIN }
         });
