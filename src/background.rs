@@ -4,6 +4,7 @@
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -36,7 +37,7 @@ pub(crate) struct Background(Sender<Order>);
 
 enum Order {
     Once(Box<dyn FnOnce() + Send>),
-    Again(Duration, Box<dyn FnMut() -> Duration + Send>),
+    Every(Duration, Box<dyn FnMut() + Send>),
 }
 
 impl Background {
@@ -67,7 +68,7 @@ impl Background {
             let _ = done.send(act());
         })));
         // On a thread of the runtime's: time that tests have paused runs ahead of any other.
-        spawn_blocking(move || result.recv().ok()).await.ok().flatten()
+        aside(move || result.recv().ok()).await.flatten()
     }
 
     /// Does this some time.
@@ -75,9 +76,9 @@ impl Background {
         self.tell(Order::Once(Box::new(act)));
     }
 
-    /// Does this after so long, and again and again, each time after as long as it said, and where it panicked after as long as before.
-    pub(crate) fn again(&self, first: Duration, act: impl FnMut() -> Duration + Send + 'static) {
-        self.tell(Order::Again(first, Box::new(act)));
+    /// Does this again and again, with so much time before each.
+    pub(crate) fn every(&self, period: Duration, act: impl FnMut() + Send + 'static) {
+        self.tell(Order::Every(period, Box::new(act)));
     }
 
     fn tell(&self, order: Order) {
@@ -87,8 +88,8 @@ impl Background {
 }
 
 fn obey(orders: &Receiver<Order>) {
-    let mut again: Option<Box<dyn FnMut() -> Duration + Send>> = None;
-    let (mut pause, mut due) = (Duration::ZERO, Instant::now());
+    let mut again: Option<(Duration, Box<dyn FnMut() + Send>)> = None;
+    let mut due = Instant::now();
     loop {
         let order = match &again {
             None => orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -98,18 +99,36 @@ fn obey(orders: &Receiver<Order>) {
             Ok(Order::Once(act)) => {
                 let _ = catch_unwind(AssertUnwindSafe(act));
             }
-            Ok(Order::Again(first, act)) => {
-                again = Some(act);
-                pause = first;
-                due = Instant::now() + pause;
+            Ok(Order::Every(period, act)) => {
+                again = Some((period, act));
+                due = Instant::now() + period;
             }
             Err(RecvTimeoutError::Timeout) => {
-                if let Some(act) = &mut again {
-                    pause = catch_unwind(AssertUnwindSafe(act)).unwrap_or(pause);
-                    due = Instant::now() + pause;
+                if let Some((period, act)) = &mut again {
+                    let _ = catch_unwind(AssertUnwindSafe(act));
+                    due = Instant::now() + *period;
                 }
             }
             Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+/// Does this on a thread that the runtime has for what takes long, or here where there is none and none can be started. It is begun at
+/// once, whether the result is waited for or not. `None`: it panicked, which is logged, or the process ends.
+pub(crate) fn aside<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> impl Future<Output = Option<T>> {
+    fn done<T>(act: &Mutex<Option<impl FnOnce() -> T>>) -> Option<T> {
+        let act = act.lock().unwrap_or_else(PoisonError::into_inner).take();
+        act.map(|act| act())
+    }
+    let act = Arc::new(Mutex::new(Some(act)));
+    let there = act.clone();
+    // It panics where there is no such thread. What it was told it keeps, and may find done later.
+    let begun = catch_unwind(AssertUnwindSafe(|| spawn_blocking(move || done(&there)))).map_err(|_| done(&act));
+    async {
+        match begun {
+            Ok(begun) => begun.await.ok().flatten(),
+            Err(done) => done,
         }
     }
 }
@@ -143,17 +162,24 @@ mod tests {
     async fn what_is_done_again_and_again_outlives_its_panics_and_ends_with_the_thread() {
         let background = Background::start().unwrap();
         let (told, all) = mpsc::channel();
-        let mut first = true;
-        background.again(Duration::ZERO, move || {
+        background.every(Duration::from_millis(1), move || {
             told.send(()).unwrap();
-            assert!(std::mem::take(&mut first), "on purpose");
-            Duration::from_millis(1)
+            panic!("on purpose");
         });
         for _ in 0..3 {
             all.recv().unwrap();
         }
         drop(background);
         while all.recv().is_ok() {}
+    }
+
+    #[tokio::test]
+    async fn what_is_done_aside_is_done_whether_it_is_waited_for_or_not() {
+        assert_eq!(aside(|| 1).await, Some(1));
+        assert_eq!(aside(|| -> u32 { panic!("on purpose") }).await, None);
+        let (told, all) = mpsc::channel();
+        drop(aside(move || told.send(2).unwrap()));
+        assert_eq!(all.recv(), Ok(2));
     }
 
     #[tokio::test]

@@ -36,10 +36,8 @@ use crate::telemetry::logging::Logging;
 use crate::upstream::connect::Connector;
 use crate::upstream::table::Table;
 
-/// How often files are looked at: a change is to be noticed within five seconds, on a machine that is busy too.
+/// How often files are looked at: a change is to be noticed within five seconds, also where one look is left out and on a busy machine.
 const POLL: Duration = Duration::from_secs(2);
-/// How soon they are looked at again where somebody was changing the world.
-const AGAIN: Duration = Duration::from_secs(1);
 
 /// Takes new configurations into service.
 pub struct Reloader {
@@ -129,16 +127,18 @@ impl Reloader {
             }
         }
         let reloader = Arc::downgrade(self);
-        self.background.again(POLL, move || {
-            let there = reloader.upgrade().filter(|reloader| !reloader.proxy.drain.ended.is_cancelled());
-            if there.is_none_or(|reloader| reloader.look()) { POLL } else { AGAIN }
+        self.background.every(POLL, move || {
+            if let Some(reloader) = reloader.upgrade().filter(|reloader| !reloader.proxy.drain.ended.is_cancelled()) {
+                reloader.look();
+            }
         });
     }
 
-    /// Looks whether a file changed; `false` where it could not, since somebody changes the world. A file system may hang, and a look that
-    /// finds nothing new, as nearly all do, is to wake nobody else: it is made in the background.
-    fn look(self: &Arc<Self>) -> bool {
-        let Ok(mut world) = self.world.clone().try_lock_owned() else { return false };
+    /// Whether a file changed. A file system may hang, and a look that finds nothing new, as nearly all do, is to wake nobody
+    /// else: it is made in the background.
+    fn look(self: &Arc<Self>) {
+        // Somebody changes it: there is a next time.
+        let Ok(mut world) = self.world.clone().try_lock_owned() else { return };
         world.bury(&self.background);
         let cause = if world.watch.changed() {
             Cause::Changed
@@ -146,11 +146,10 @@ impl Reloader {
             // What was missing, a file that the new configuration names, may have come.
             Cause::Again
         } else {
-            return true;
+            return;
         };
         let reloader = self.clone();
         tokio::spawn(async move { reloader.reload_alone(&mut world, cause).await });
-        true
     }
 
     /// Reads the file and takes it into service, or says why not. What happened is logged and counted.

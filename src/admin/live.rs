@@ -9,11 +9,11 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
 use tokio::sync::{Notify, Semaphore};
-use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 
 use super::stream::{Audience, Events, Link};
 use super::{Admin, api, scrape};
+use crate::background::aside;
 use crate::document::Problem;
 use crate::telemetry::history::{self, History, Recent, Standing};
 use crate::telemetry::report::CircuitState;
@@ -145,7 +145,7 @@ pub(crate) async fn run(admin: Arc<Admin>) {
         }
         // With a hundred upstreams that is more than a request should wait for.
         let maker = admin.clone();
-        let made = spawn_blocking(move || {
+        let made = aside(move || {
             if due {
                 maker.live.sample(&table, now);
             }
@@ -169,7 +169,7 @@ impl Admin {
         // Listens first, so that nothing falls between the state and the news. What is told twice is the same.
         let (events, welcome) = self.live.audience.join(link, table.config.listeners.admin_token.clone())?;
         let admin = self.clone();
-        spawn_blocking(move || welcome.begin(frame("state", &admin.state(&table))));
+        drop(aside(move || welcome.begin(frame("state", &admin.state(&table)))));
         Some(events)
     }
 

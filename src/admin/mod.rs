@@ -27,7 +27,6 @@ mod seats;
 mod stream;
 
 use std::convert::Infallible;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,7 +43,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -52,6 +50,7 @@ use live::Live;
 use seats::Seats;
 use stream::{Events, Link};
 
+use crate::background::aside;
 use crate::policy::breaker::Override;
 use crate::policy::replay::ReplayMemory;
 use crate::reload::{Cause, Reloader};
@@ -290,21 +289,16 @@ impl Admin {
 
     /// An answer that grows with the number of upstreams: to write down a thousand takes longer than a request should wait. Those that
     /// nobody waits for any more are not begun, and others wait, so that a flood of them is no flood of threads.
-    async fn aside(self: &Arc<Self>, make: impl Fn(&Admin) -> Answer + Clone + Send + 'static) -> Answer {
+    async fn aside(self: &Arc<Self>, make: impl FnOnce(&Admin) -> Answer + Send + 'static) -> Answer {
         // It is never closed.
         let turn = self.live.writers.clone().acquire_owned().await;
-        let (admin, there) = (self.clone(), make.clone());
-        let begun = catch_unwind(AssertUnwindSafe(|| {
-            spawn_blocking(move || {
-                let _turn = turn;
-                there(&admin)
-            })
-        }));
-        match begun {
-            Ok(writing) => writing.await.unwrap_or_else(|_| internal()),
-            // There is no thread to be had.
-            Err(_) => make(self),
-        }
+        let admin = self.clone();
+        let written = aside(move || {
+            let _turn = turn;
+            make(&admin)
+        });
+        let internal = || problem(StatusCode::INTERNAL_SERVER_ERROR, "an internal error, see the log");
+        written.await.unwrap_or_else(internal)
     }
 
     fn events(self: &Arc<Self>, link: &Link, method: &Method) -> Answer {
@@ -436,10 +430,6 @@ fn problem(status: StatusCode, sentence: &str) -> Answer {
     let title = status.canonical_reason().unwrap_or_default();
     let body = json!({"title": title, "status": status.as_u16(), "detail": sentence});
     reply(status, "application/problem+json", format!("{body:#}\n"))
-}
-
-fn internal() -> Answer {
-    problem(StatusCode::INTERNAL_SERVER_ERROR, "an internal error, see the log")
 }
 
 fn refused(refusal: guard::Refusal) -> Answer {
